@@ -1,0 +1,60 @@
+# The verbs of the project. Each installs what it needs into .venv; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p) 2>/dev/null)))
+# Two workers: the tests are written for two cores, and most of their time is spent waiting.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+
+.PHONY: help demo test test-fast check format bench clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
+
+demo: $(VENV)/.demo ## Run a real analysis on a grid of three sites on this machine.
+	@exec $(BIN)/python examples/foam/demo.py $(DEMO)
+
+test: $(VENV)/.dev ## Run all tests; as root, install the system packages they need first.
+	tests/testbeds/install
+	$(PYTEST)
+
+test-fast: $(VENV)/.dev ## Run the tests that need no other program: the inner loop.
+	$(PYTEST) tests/unit tests/contract
+
+check: $(VENV)/.dev ## Format, lint, types, import directions, module sizes, docs examples.
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_sizes.py
+	$(BIN)/pytest -q -n 0 tests/docs
+
+format: $(VENV)/.dev ## Put every file into the house format.
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: $(VENV)/.bench ## Measure speed side by side with the alternatives; prints ratios.
+	tests/testbeds/install
+	$(BIN)/python bench/first_light.py
+
+clean: ## Remove what these verbs made.
+	rm -rf $(VENV) build dist demo-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	PYTHON='$(PYTHON)' tools/make_venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	tools/install $(VENV) -e '.[lend,examples]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	tools/install $(VENV) -e '.[lend,examples]' --group check --group test
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
+	tools/install $(VENV) -e '.[lend,examples]' --group bench
+	@touch $@

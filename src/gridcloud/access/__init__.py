@@ -1,0 +1,1 @@
+"""SSH identities, certificates, connections and confined file service."""

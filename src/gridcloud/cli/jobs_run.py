@@ -1,0 +1,206 @@
+"""``gridcloud run``: hand in a job, stay with it, end as it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gridcloud.cli.options import TASKS, as_json, make_need, need_options, print_json
+from gridcloud.errors import GridcloudError, InvalidSpec
+
+if TYPE_CHECKING:
+    from gridcloud.client import Client
+    from gridcloud.model.job import Job, JobSpec
+
+#: What decides which program a bare name means; sent along for runs on this machine only.
+_SHELL_VARIABLES = ("PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG", "LC_ALL", "TZ")
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option(
+    "--in",
+    "inputs",
+    multiple=True,
+    metavar="PATH",
+    help="Copy this file or folder into the job folder. Repeatable.",
+)
+@click.option(
+    "--out",
+    "outputs",
+    multiple=True,
+    metavar="PATTERN",
+    help="Bring back what matches, as 'results/*.csv'. Repeatable.",
+)
+@click.option("--into", metavar="DIR", help="Where outputs go.  [default: here; arrays: by task]")
+@need_options
+@click.option(
+    "--env",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Set a variable, or pass on one of this shell. Repeatable.",
+)
+@click.option("--name", default="", help="A name for people.")
+@click.option(
+    "--array",
+    type=TASKS,
+    metavar="RANGE",
+    help="One job for each number, as 1-20; {task} in arguments becomes the number.",
+)
+@click.option("--detach", is_flag=True, help="Print the job's id and return at once.")
+@as_json
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    into: str | None,
+    cpus: int,
+    memory: int | None,
+    gpus: int,
+    time_: timedelta | None,
+    site: str | None,
+    env: tuple[str, ...],
+    name: str,
+    array: tuple[int, ...] | None,
+    *,
+    detach: bool,
+    json_: bool,
+    command: tuple[str, ...],
+) -> int:
+    """Run COMMAND in a fresh job folder, here or wherever its need fits.
+
+    Its output appears live, its exit status becomes this command's. Ctrl-C cancels it. Put the
+    command behind "--" so that its own options are left alone:
+
+        gridcloud run --cpus 2 --in data.csv --out 'plot.png' -- python analyse.py data.csv
+
+    The job belongs to the site: it outlives this command if that is killed ('gridcloud jobs',
+    'gridcloud logs -f'). With --json nothing is streamed and the job's record is printed at the
+    end.
+    """
+    from gridcloud.client import Client
+    from gridcloud.model.job import JobSpec
+
+    spec = JobSpec(
+        command=command,
+        name=name,
+        need=make_need(cpus, memory, gpus, time_),
+        env=_environment(env),
+        shell_env={n: os.environ[n] for n in _SHELL_VARIABLES if n in os.environ},
+        inputs=tuple(_absolute(path) for path in inputs),
+        outputs=outputs,
+        into=_absolute(into if into is not None else ("{task}" if array else ".")),
+        site=site,
+        tasks=array or (),
+    )
+    with Client() as client:
+        jobs = client.submit(spec)
+        job_id = jobs[0].array_id or jobs[0].id
+        if detach:
+            print_json(jobs) if json_ else click.echo(job_id)
+            return 0
+        try:
+            return _stay(client, jobs, job_id, spec, json_=json_)
+        except KeyboardInterrupt:
+            return _interrupted(client, job_id)
+
+
+def _stay(client: Client, jobs: list[Job], job_id: str, spec: JobSpec, *, json_: bool) -> int:
+    if spec.tasks:
+        ended = _watch_array(client, job_id, len(jobs), quiet=json_)
+    else:
+        if not json_:
+            _stream(client, job_id)
+        ended = client.wait(job_id)
+    if json_:
+        print_json(ended)
+    failed = [job for job in ended if job.outcome is None or not job.outcome.succeeded]
+    for job in failed[:10]:
+        _explain(job)
+    if len(failed) > 10:
+        click.echo(f"gridcloud: {len(failed)} of {len(ended)} tasks failed", err=True)
+    if not failed:
+        return 0
+    outcome = failed[0].outcome
+    return (outcome.exit_status if outcome else 0) or 1
+
+
+def _stream(client: Client, job_id: str) -> None:
+    """Print both streams as they come, each on its own."""
+    failure: list[GridcloudError] = []
+
+    def copy(stream: str, descriptor: int) -> None:
+        try:
+            for data in client.logs(job_id, stream=stream, follow=True):
+                _write(descriptor, data)
+        except GridcloudError as error:
+            failure.append(error)
+
+    sys.stdout.flush()
+    beside = threading.Thread(target=copy, args=("stderr", 2), daemon=True)
+    beside.start()
+    copy("stdout", 1)
+    beside.join()
+    if failure:
+        click.echo(f"gridcloud: the output broke off: {failure[0]}", err=True)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _watch_array(client: Client, job_id: str, count: int, *, quiet: bool) -> list[Job]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(job_id, total=count)
+        while True:
+            jobs = client.wait(job_id, timedelta(seconds=0.5))
+            done = [job for job in jobs if job.state.final]
+            progress.update(bar, completed=len(done))
+            if len(done) == len(jobs):
+                return jobs
+
+
+def _explain(job: Job) -> None:
+    """Say why a job failed, unless its own exit status says it all."""
+    outcome = job.outcome
+    if outcome and not outcome.reason and not outcome.signal and job.task is None:
+        return
+    click.echo(f"gridcloud: job {job.id} {job.state.value.lower()}: {job.message}", err=True)
+
+
+def _interrupted(client: Client, job_id: str) -> int:
+    click.echo(f"\ncanceling {job_id} (Ctrl-C again to leave it to the site)", err=True)
+    client.cancel(job_id)
+    client.wait(job_id, timedelta(seconds=30))
+    return 130
+
+
+def _absolute(path: str) -> str:
+    return str(Path(os.path.normpath(Path.cwd() / Path(path).expanduser())))
+
+
+def _environment(settings: tuple[str, ...]) -> dict[str, str]:
+    env = {}
+    for setting in settings:
+        name, given, value = setting.partition("=")
+        if not given:
+            if name not in os.environ:
+                raise InvalidSpec(
+                    f"--env {name}: this shell has no such variable.",
+                    hint="Write NAME=VALUE to set one.",
+                )
+            value = os.environ[name]
+        env[name] = value
+    return env

@@ -1,0 +1,64 @@
+"""How values look in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gridcloud.model.job import Job, JobState
+from gridcloud.model.quantities import format_duration
+
+_COLOURS = {
+    JobState.COMPLETED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELED: "yellow",
+    JobState.ACTIVE: "cyan",
+}
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()
+) -> None:
+    """Print a table; cells are rich markup, so `plain` what comes from outside. Without a
+    terminal nothing is cut or wrapped, so that other programs can read it."""
+    console = Console()
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in columns:
+        drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    if not console.is_terminal:
+        wide = Console(width=10_000)
+        console = Console(width=max(40, wide.measure(drawn).maximum))
+    console.print(drawn)
+
+
+def plain(text: object) -> str:
+    """Return text safe to stand in a cell: no markup, no control characters."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return escape(shown)
+
+
+def state(job: Job) -> str:
+    """Return the job's state in its colour."""
+    colour = _COLOURS.get(job.state)
+    return f"[{colour}]{job.state}[/]" if colour else str(job.state)
+
+
+def span(job: Job) -> str:
+    """Return how long the command ran, or has been running."""
+    if job.started_at is None:
+        return ""
+    return format_duration((job.ended_at or datetime.now(UTC)) - job.started_at)
+
+
+def clock(at: datetime) -> str:
+    """Return a time of day in the reader's own zone, with the date unless it is today's."""
+    local = at.astimezone()
+    today = datetime.now().astimezone().date()
+    return local.strftime("%H:%M:%S" if local.date() == today else "%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,146 @@
+"""The site: what it is, how it fares, what it could do."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import click
+
+from gridcloud.cli.options import as_json, make_need, need_options, print_json
+
+
+@click.command()
+@need_options
+@as_json
+def offers(
+    cpus: int,
+    memory: int | None,
+    gpus: int,
+    time_: timedelta | None,
+    site: str | None,
+    *,
+    json_: bool,
+) -> int:
+    """Show which sites could serve a need, the best first, and why the others cannot.
+
+    Nothing is leased or changed. The exit status is 0 if any site could serve it now.
+    """
+    from gridcloud.cli import render
+    from gridcloud.client import Client
+    from gridcloud.model.quantities import format_bytes, format_duration
+
+    need = make_need(cpus, memory, gpus, time_)
+    with Client() as client:
+        reply = client.offers(need, site)
+    if json_:
+        print_json(reply)
+        return 0 if reply.plan.winners else 75
+    rows = []
+    for verdict in reply.plan.verdicts:
+        offer = verdict.offer
+        if verdict.rank:
+            word = f"[green]{verdict.rank}[/]"
+        else:
+            word = "later" if verdict.later else "[red]no[/]"
+        rows.append(
+            (
+                word,
+                offer.place,
+                offer.community.split(".")[0] if offer.community else "own",
+                f"{offer.free.cpus}/{offer.capacity.cpus}",
+                f"{format_bytes(offer.free.memory_bytes)}/{format_bytes(offer.capacity.memory_bytes)}",
+                f"{offer.free.gpus}/{offer.capacity.gpus}",
+                format_duration(offer.max_time) if offer.max_time else "",
+                render.plain("; ".join(verdict.reasons)),
+            )
+        )
+    click.echo(f"need: {need}")
+    columns = ("rank", "offer", "from", "CPUs", "memory", "GPUs", "longest", "why not")
+    render.table(columns, rows, right=("CPUs", "memory", "GPUs", "longest"))
+    return 0 if reply.plan.winners else 75
+
+
+@click.command()
+@as_json
+def status(*, json_: bool) -> None:
+    """Show how the site fares: jobs, leases, capacity, problems."""
+    from gridcloud.cli import render
+    from gridcloud.client import Client
+    from gridcloud.model.quantities import format_bytes
+
+    with Client() as client:
+        found = client.status()
+    if json_:
+        return print_json(found)
+    free, capacity = found.free, found.capacity
+    jobs = ", ".join(f"{count} {state}" for state, count in sorted(found.jobs.items()))
+    memory = f"{format_bytes(free.memory_bytes)} of {format_bytes(capacity.memory_bytes)}"
+    rows = [
+        ("site", f"{found.name} (gridcloud {found.version}, process {found.pid})"),
+        ("up since", render.clock(found.started_at)),
+        ("jobs", jobs or "none yet"),
+        (
+            "leases",
+            f"{found.leases_own} own, {found.leases_lent} lent, {found.leases_borrowed} borrowed",
+        ),
+        ("free", f"{free.cpus} of {capacity.cpus} CPUs, {memory}, {free.gpus} GPUs"),
+        *(("[yellow]problem[/]", render.plain(problem)) for problem in found.problems),
+    ]
+    return render.table(("", ""), rows)
+
+
+@click.group()
+def site() -> None:
+    """The site itself: its identity, and stopping it."""
+
+
+@site.command()
+@as_json
+def show(*, json_: bool) -> None:
+    """Print the site's identity and where it can be reached."""
+    from gridcloud.cli import render
+    from gridcloud.client import Client
+
+    with Client() as client:
+        found = client.site()
+    if json_:
+        return print_json(found)
+    rows = [
+        ("name", found.name),
+        ("key", found.key),
+        ("version", found.version),
+        ("state", render.plain(found.state_folder)),
+        ("settings", render.plain(found.settings_file)),
+        ("grid", ", ".join(found.grid_addresses) or "not in any community"),
+        ("gateway", found.gateway_address or "closed: nothing is lent"),
+        ("lending", render.plain(found.lending)),
+        ("communities", ", ".join(found.communities) or "none"),
+        ("user CA", found.user_ca),
+    ]
+    return render.table(("", ""), rows)
+
+
+@site.command()
+@as_json
+def stop(*, json_: bool) -> None:
+    """Stop the site's daemon. Jobs go on and are found again at its next start."""
+    import time
+
+    from gridcloud.client import Client
+
+    with Client(start=False) as client:
+        pid = client.status().pid
+        client.stop()
+    deadline = time.monotonic() + 30
+    while _alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    print_json({"stopped": pid}) if json_ else click.echo(f"stopped (process {pid})")
+
+
+def _alive(pid: int) -> bool:
+    from pathlib import Path
+
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -1,0 +1,273 @@
+"""The asynchronous client of a site: everything a site can be asked, typed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import aiohttp
+from pydantic import TypeAdapter
+
+from gridcloud.client import starting
+from gridcloud.errors import GridcloudError, Unavailable, from_code
+from gridcloud.model.api import (
+    CommunityInfo,
+    HostKeys,
+    InvitationInfo,
+    MemberInfo,
+    OffersReply,
+    OffersRequest,
+    ProviderInfo,
+    SiteInfo,
+    SiteStatus,
+)
+from gridcloud.model.job import Event, Job, JobSpec, JobState
+from gridcloud.model.need import Need
+from gridcloud.settings import settings_file, state_folder
+
+T = TypeVar("T")
+_WAIT_SECONDS = 30.0
+_CHUNK = 256 * 1024
+
+
+class JobEvent(Event):
+    """An event of a job; numbers grow with time."""
+
+    number: int
+
+
+class AsyncClient:
+    """A connection to a site. Use it as ``async with AsyncClient() as client:``.
+
+    Without arguments it speaks to the user's own site over its unix socket and starts that site
+    when none runs. With ``url`` and ``token`` it speaks to a site's TCP address; paths in a
+    `JobSpec` then mean files on that site's host. All methods raise
+    `gridcloud.errors.GridcloudError`.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: Path | None = None,
+        settings: Path | None = None,
+        url: str | None = None,
+        token: str | None = None,
+        start: bool = True,
+    ) -> None:
+        self._state = (state or state_folder(os.environ)).absolute()
+        self._settings = (settings or settings_file(os.environ)).absolute()
+        self._url = url.rstrip("/") if url else None
+        self._token = token
+        self._start = start
+        self._folder: int | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        connector: aiohttp.BaseConnector | None = None
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        if self._url is None:
+            if self._start:
+                await asyncio.to_thread(starting.ensure, self._state, self._settings)
+            elif not starting.answers(self._state):
+                raise Unavailable(
+                    f"No site runs on {self._state}.", hint="Start it with 'gridcloud serve'."
+                )
+            # By way of the folder's descriptor: a socket's path may have 107 bytes at most.
+            self._folder = os.open(self._state, os.O_PATH | os.O_DIRECTORY)
+            connector = aiohttp.UnixConnector(f"/proc/self/fd/{self._folder}/api.sock")
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._session:
+            await self._session.close()
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
+
+    async def submit(self, spec: JobSpec) -> list[Job]:
+        """Hand in a job, or an array of them; return once the site has written them down."""
+        return await self._call(list[Job], "POST", "/jobs", spec)
+
+    async def jobs(
+        self, *, latest: int = 50, states: Sequence[JobState] | None = None
+    ) -> list[Job]:
+        """Return the latest jobs, oldest first."""
+        query = [("latest", str(latest)), *(("state", state.value) for state in states or ())]
+        return await self._call(list[Job], "GET", "/jobs", query=query)
+
+    async def job(self, job_id: str) -> list[Job]:
+        """Return a job, or all tasks of an array."""
+        return await self._call(list[Job], "GET", f"/jobs/{job_id}")
+
+    async def wait(self, job_id: str, timeout: timedelta | None = None) -> list[Job]:
+        """Return the job, or the array's tasks, once all have ended or the timeout is over."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout.total_seconds() if timeout is not None else None
+        while True:
+            left = _WAIT_SECONDS if deadline is None else max(0.0, deadline - loop.time())
+            query = [("wait", str(min(left, _WAIT_SECONDS)))]
+            jobs = await self._call(list[Job], "GET", f"/jobs/{job_id}", query=query)
+            if all(job.state.final for job in jobs) or left == 0:
+                return jobs
+
+    async def cancel(self, job_id: str) -> list[Job]:
+        """Ask for a job, or an array, to end; idempotent, does not wait for the end."""
+        return await self._call(list[Job], "POST", f"/jobs/{job_id}/cancel")
+
+    async def events(self, job_id: str, after: int = 0) -> list[JobEvent]:
+        """Return what happened to a job, oldest first; only events numbered above ``after``."""
+        query = [("after", str(after))]
+        return await self._call(list[JobEvent], "GET", f"/jobs/{job_id}/events", query=query)
+
+    async def logs(
+        self, job_id: str, *, stream: str = "stdout", offset: int = 0, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        """Yield the raw bytes a job printed; with ``follow``, as they come until it ends."""
+        query = {"stream": stream, "offset": str(offset), "follow": str(follow).lower()}
+        async with self._http().get(f"{self._base}/jobs/{job_id}/log", params=query) as reply:
+            await _raise_for(reply)
+            try:
+                async for data in reply.content.iter_any():
+                    yield data
+            except aiohttp.ClientError as error:
+                raise Unavailable(f"The site's answer broke off: {error}.") from error
+
+    async def offers(self, need: Need | None = None, site: str | None = None) -> OffersReply:
+        """Return every offer judged for a need, the best first; changes nothing."""
+        request = OffersRequest(need=need or Need(), site=site)
+        return await self._call(OffersReply, "POST", "/offers", request)
+
+    async def status(self) -> SiteStatus:
+        """Return how the site fares."""
+        return await self._call(SiteStatus, "GET", "/status")
+
+    async def site(self) -> SiteInfo:
+        """Return the site's identity."""
+        return await self._call(SiteInfo, "GET", "/site")
+
+    async def stop(self) -> None:
+        """Stop the site's daemon; jobs go on and are found again at its next start."""
+        await self._do("POST", "/stop")
+
+    async def providers(self) -> list[ProviderInfo]:
+        """Return the site's sources of capacity."""
+        return await self._call(list[ProviderInfo], "GET", "/providers")
+
+    async def add_provider(self, name: str, section: dict[str, Any]) -> ProviderInfo:
+        """Check a provider's section, then keep it in the settings file."""
+        return await self._call(
+            ProviderInfo, "POST", "/providers", {"name": name, "section": section}
+        )
+
+    async def check_provider(self, name: str) -> ProviderInfo:
+        """Prove that a provider works; may take seconds."""
+        return await self._call(ProviderInfo, "POST", f"/providers/{name}/check")
+
+    async def remove_provider(self, name: str) -> None:
+        """Take a provider out of the settings."""
+        await self._do("DELETE", f"/providers/{name}")
+
+    async def host_keys(self, host: str, port: int = 22) -> HostKeys:
+        """Return the keys an SSH server shows; compare them before trusting it."""
+        return await self._call(HostKeys, "POST", "/host-keys", {"host": host, "port": port})
+
+    async def communities(self) -> list[CommunityInfo]:
+        """Return the communities the site belongs to."""
+        return await self._call(list[CommunityInfo], "GET", "/communities")
+
+    async def create_community(self, name: str) -> CommunityInfo:
+        """Found a community; this site is its founder."""
+        return await self._call(CommunityInfo, "POST", "/communities", {"name": name})
+
+    async def invite(
+        self,
+        community: str,
+        *,
+        roles: Sequence[str] = ("provider", "consumer"),
+        valid_for: timedelta = timedelta(days=1),
+    ) -> InvitationInfo:
+        """Make out a join code that admits one site; hand it over in confidence."""
+        body = {"roles": list(roles), "valid_for": valid_for.total_seconds()}
+        return await self._call(
+            InvitationInfo, "POST", f"/communities/{community}/invitations", body
+        )
+
+    async def join_community(self, code: str, site_name: str | None = None) -> CommunityInfo:
+        """Join the community of a code."""
+        body = {"code": code, "site_name": site_name}
+        return await self._call(CommunityInfo, "POST", "/communities/join", body)
+
+    async def members(self, community: str) -> list[MemberInfo]:
+        """Return a community's members, as last seen."""
+        return await self._call(list[MemberInfo], "GET", f"/communities/{community}/members")
+
+    async def leave_community(self, community: str) -> None:
+        """Leave a community."""
+        await self._do("DELETE", f"/communities/{community}")
+
+    @property
+    def _base(self) -> str:
+        return f"{self._url or 'http://site'}/v1"
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise Unavailable("The client is not open.", hint="Use it in an 'async with' block.")
+        return self._session
+
+    async def _call(
+        self,
+        kind: type[T],
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Sequence[tuple[str, str]] = (),
+    ) -> T:
+        return TypeAdapter(kind).validate_json(await self._do(method, path, body, query=query))
+
+    async def _do(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Sequence[tuple[str, str]] = (),
+    ) -> bytes:
+        payload = TypeAdapter(Any).dump_json(body) if body is not None else None
+        headers = {"Content-Type": "application/json"} if payload else {}
+        try:
+            async with self._http().request(
+                method, self._base + path, params=list(query), data=payload, headers=headers
+            ) as reply:
+                await _raise_for(reply)
+                return await reply.read()
+        except aiohttp.ClientError as error:
+            raise Unavailable(
+                f"The site does not answer: {error}.", hint="See 'gridcloud status'."
+            ) from error
+
+
+async def _raise_for(reply: aiohttp.ClientResponse) -> None:
+    if reply.status < 400:
+        return
+    try:
+        problem = await reply.json(content_type=None)
+        error = from_code(problem["code"], problem["detail"], problem.get("hint", ""))
+    except (ValueError, KeyError, TypeError) as failure:
+        raise GridcloudError(f"The site answered {reply.status} {reply.reason}.") from failure
+    raise error

@@ -1,0 +1,1 @@
+"""Staging files to and from where a job runs."""

@@ -1,0 +1,1 @@
+"""Brokers among peers: identity, signed documents, transport, communities, offers, leases."""

@@ -1,0 +1,1 @@
+"""Decisions: which offer, which job next, what to mend after a crash."""

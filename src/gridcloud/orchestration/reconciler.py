@@ -1,0 +1,59 @@
+"""What should not be: compares leases with jobs, clocks and what providers list. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from gridcloud.model.lease import Lease, LeaseRole, LeaseState
+
+
+@dataclass
+class Mending:
+    """What to do: leases to give up, each with the reason, and strays to remove at providers."""
+
+    release: list[tuple[Lease, str]] = field(default_factory=list)
+    terminate: list[tuple[str, str]] = field(default_factory=list)
+
+
+def reconcile(
+    leases: Iterable[Lease],
+    running_jobs: Iterable[str],
+    made: Mapping[str, Iterable[str]],
+    now: datetime,
+    *,
+    starting: bool,
+) -> Mending:
+    """Return what must be mended.
+
+    ``leases`` are the live ones, ``running_jobs`` the ids of jobs that have not ended, ``made``
+    maps each provider's name to the lease ids of what it has there. ``starting`` says that no
+    request is under way, so an intent without a result was cut off by a crash.
+    """
+    mending = Mending()
+    jobs = set(running_jobs)
+    held = {provider: set(tags) for provider, tags in made.items()}
+    keep: set[str] = set()
+    for lease in leases:
+        if reason := _why_release(lease, jobs, held, now, starting=starting):
+            mending.release.append((lease, reason))
+        keep.add(lease.id)
+    for provider, tags in held.items():
+        mending.terminate += [(provider, tag) for tag in sorted(tags - keep)]
+    return mending
+
+
+def _why_release(
+    lease: Lease, jobs: set[str], held: Mapping[str, set[str]], now: datetime, *, starting: bool
+) -> str:
+    if lease.state is LeaseState.INTENT and starting:
+        return "the site stopped before it was granted"
+    if lease.role is LeaseRole.LENT:
+        if lease.expired(now):
+            return "its end has come"
+        gone = lease.state is LeaseState.ACTIVE and lease.id not in held.get(lease.provider, set())
+        return "what it gave is gone" if gone else ""
+    if lease.job_id is not None and lease.job_id not in jobs:
+        return "its job has ended"
+    return ""

@@ -1,0 +1,101 @@
+"""A plain machine reached by SSH: nothing on it but sshd and Python."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from time import monotonic
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from gridcloud.errors import GridcloudError
+from gridcloud.model.frozen import Frozen
+from gridcloud.model.lease import Endpoint, Lease, Machine
+from gridcloud.model.need import Resources
+from gridcloud.providers.base import Capacity, MachineFacts, Provider, ProviderContext, read_section
+from gridcloud.settings import Bytes
+
+_TRUST_A_PROBE_FOR = timedelta(minutes=5)
+_RETRY_A_FAILED_PROBE_AFTER = timedelta(seconds=30)
+
+
+class SSHSection(Frozen):
+    """``[providers.NAME]`` with ``kind = "ssh"``.
+
+    ``host_keys`` are the public key lines the machine may show; without one it is never used.
+    ``identity`` is a private key file; without it the user's SSH agent and default keys serve.
+    ``cpus``, ``memory`` and ``gpus`` bound what is used; without them all the machine has.
+    """
+
+    host: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[^\s@/-][^\s@/]*$")]
+    port: Annotated[int, Field(ge=1, le=65535)] = 22
+    user: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s:-][^\s:]*$")]
+    host_keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    identity: Path | None = None
+    cpus: Annotated[int, Field(ge=1)] | None = None
+    memory: Annotated[Bytes, Field(ge=2**20)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+
+
+class SSHProvider(Provider):
+    """One machine that exists already. A lease takes a part of it; nothing is made or removed."""
+
+    kind: ClassVar[str] = "ssh"
+
+    def __init__(self, name: str, section: dict[str, Any], context: ProviderContext) -> None:
+        super().__init__(name, section, context)
+        self.section = read_section(SSHSection, name, section)
+        self._facts: MachineFacts | None = None
+        self._problem = ""
+        self._known_until = 0.0
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it is."""
+        section = self.section
+        return Endpoint(
+            host=section.host, port=section.port, user=section.user, host_keys=section.host_keys
+        )
+
+    @property
+    def identity(self) -> Path | None:
+        """The private key file to log in with."""
+        return self.section.identity.expanduser() if self.section.identity else None
+
+    async def capacity(self) -> Capacity:
+        """Return the machine's size, looked up at most every few minutes."""
+        if monotonic() >= self._known_until:
+            try:
+                self._facts = await self.context.probe(self.endpoint, self.identity)
+                self._problem, trust = "", _TRUST_A_PROBE_FOR
+            except GridcloudError as error:
+                self._problem, trust = str(error), _RETRY_A_FAILED_PROBE_AFTER
+            self._known_until = monotonic() + trust.total_seconds()
+        section, facts = self.section, self._facts
+        resources = Resources(
+            cpus=section.cpus or (facts.cpus if facts else 1),
+            memory_bytes=section.memory or (facts.memory_bytes if facts else 0),
+            gpus=section.gpus if section.gpus is not None else (facts.gpus if facts else 0),
+        )
+        detail = f"{section.user}@{section.host}:{section.port}"
+        if facts:
+            detail += f", Python {facts.python}"
+        return Capacity(resources=resources, problem=self._problem, detail=detail)
+
+    async def check(self) -> Capacity:
+        """Log in and look, now."""
+        self._known_until = 0.0
+        return await self.capacity()
+
+    async def launch(self, lease: Lease) -> Machine:
+        """Return the machine; job folders lie below the login folder, one set for each site."""
+        folder = f".gridcloud/{self.context.site_key[:16]}"
+        return Machine(lease_id=lease.id, provider=self.name, folder=folder, endpoint=self.endpoint)
+
+    async def terminate(self, lease_id: str) -> None:
+        """Nothing was made for the lease; the executor removes its job folders."""
+
+    async def made(self) -> list[str]:
+        """Return nothing: the machine was there before."""
+        return []

@@ -1,0 +1,1 @@
+"""One organisation's daemon: joins the rooms, serves the API and the gateway; decides nothing."""

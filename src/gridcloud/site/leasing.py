@@ -1,0 +1,126 @@
+"""How this site has and gives capacity: its own providers, and peers through the broker.
+
+Every lease is written down as an intent before anything is asked of a provider or a peer, and as
+released only after it was given back; what a crash leaves in between, `Site` mends by the
+reconciler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from gridcloud.errors import GridcloudError, NotFound
+from gridcloud.model.identifiers import new_id
+from gridcloud.model.job import Job
+from gridcloud.model.lease import Lease, LeaseRole, LeaseState, taken
+from gridcloud.model.offer import Offer
+from gridcloud.providers.base import Provider
+from gridcloud.site.peers import Peers
+from gridcloud.store.leases import LeaseStore
+
+log = structlog.get_logger()
+_OFFER_FRESH_FOR = timedelta(seconds=10)
+
+
+class SiteLeasing:
+    """See `gridcloud.orchestration.ports.Leasing`."""
+
+    def __init__(
+        self,
+        site_name: str,
+        providers: Mapping[str, Provider],
+        leases: LeaseStore,
+        peers: Peers,
+    ) -> None:
+        self._site_name = site_name
+        self._providers = providers
+        self._leases = leases
+        self._peers = peers
+        self._giving_back: set[asyncio.Task[None]] = set()
+
+    async def offers(self) -> list[Offer]:
+        """Return the site's own offers and, of peers, those known now."""
+        live = await self._leases.live()
+        own = [await self._own_offer(provider, live) for provider in self._providers.values()]
+        return own + await self._peers.offers(live, max_age=_OFFER_FRESH_FOR)
+
+    async def intend(self, job: Job, offer: Offer) -> Lease:
+        """See `Leasing`."""
+        borrowed = offer.peer is not None
+        lease = Lease(
+            id=self._peers.lease_id(job.folder_name) if borrowed else new_id(16),
+            role=LeaseRole.BORROWED if borrowed else LeaseRole.OWN,
+            state=LeaseState.INTENT,
+            provider=offer.provider,
+            need=job.spec.need,
+            created_at=datetime.now(UTC),
+            job_id=job.id,
+            request_id=job.folder_name,
+            community=offer.community,
+            peer=offer.peer,
+        )
+        await self._leases.save(lease)
+        return lease
+
+    async def fulfil(self, lease: Lease, offer: Offer) -> Lease:
+        """See `Leasing`."""
+        if lease.role is LeaseRole.BORROWED:
+            active = await self._peers.borrow(lease, offer)
+        else:
+            machine = await self.provider(lease.provider).launch(lease)
+            active = lease.model_copy(update={"machine": machine, "state": LeaseState.ACTIVE})
+        await self._leases.save(active)
+        return active
+
+    async def find(self, lease_id: str) -> Lease | None:
+        """See `Leasing`."""
+        return await self._leases.find(lease_id)
+
+    async def release(self, lease: Lease, reason: str) -> None:
+        """See `Leasing`. A peer that cannot be told reclaims the loan at its end by itself."""
+        if lease.role is LeaseRole.BORROWED:
+            task = asyncio.create_task(self._peers.give_back(lease))
+            self._giving_back.add(task)
+            task.add_done_callback(self._giving_back.discard)
+        else:
+            with contextlib.suppress(NotFound):  # a provider taken out of the settings
+                await self.provider(lease.provider).terminate(lease.id)
+        released = {"state": LeaseState.RELEASED, "reason": reason}
+        await self._leases.save(lease.model_copy(update=released))
+
+    async def made(self) -> dict[str, list[str]]:
+        """Return what each provider has that is ours; one that cannot say is left out."""
+        found = {}
+        for name, provider in self._providers.items():
+            try:
+                found[name] = await provider.made()
+            except GridcloudError as error:
+                log.warning("provider cannot be asked", provider=name, error=str(error))
+        return found
+
+    async def finish(self) -> None:
+        """Wait a little for loans that are being given back."""
+        if self._giving_back:
+            await asyncio.wait(self._giving_back, timeout=5)
+
+    def provider(self, name: str) -> Provider:
+        """Return a provider by its name; raises `NotFound`."""
+        if name not in self._providers:
+            raise NotFound(f"There is no provider {name!r}.", hint="See 'gridcloud provider list'.")
+        return self._providers[name]
+
+    async def _own_offer(self, provider: Provider, live: Iterable[Lease]) -> Offer:
+        capacity = await provider.capacity()
+        return Offer(
+            site=self._site_name,
+            provider=provider.name,
+            capacity=capacity.resources,
+            free=capacity.resources.minus(taken(live, provider.name)),
+            isolation=capacity.isolation,
+            problem=capacity.problem,
+        )

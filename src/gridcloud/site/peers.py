@@ -1,0 +1,238 @@
+"""The site among its peers: the broker, started once there is a community, and what it borrows."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import re
+import socket
+from collections.abc import Coroutine, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import structlog
+
+from gridcloud.errors import GridcloudError
+from gridcloud.grid.broker import Broker
+from gridcloud.grid.offers import PeerOffer
+from gridcloud.model.api import CommunityInfo, InvitationInfo, MemberInfo
+from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
+from gridcloud.model.need import Resources
+from gridcloud.model.offer import Offer
+from gridcloud.settings import SiteSettings
+from gridcloud.site.keyring import Keyring
+from gridcloud.site.lending import Lending
+from gridcloud.site.ports import Ports, parse_address
+from gridcloud.store.papers import PaperStore
+
+log = structlog.get_logger()
+_REFRESH_TIMEOUT = 2.0
+_FIRST_RETRY, _LAST_RETRY = 2.0, 60.0
+#: Peers' capacity stands under this name: what is behind it is the owner's affair.
+LENT = "lent"
+
+
+class Peers:
+    """Borrowing from peers, and membership. Without a community nothing of it runs or listens."""
+
+    def __init__(
+        self,
+        settings: SiteSettings,
+        keyring: Keyring,
+        papers: PaperStore,
+        lending: Lending,
+        ports: Ports,
+    ) -> None:
+        self._settings = settings
+        self._keyring = keyring
+        self._papers = papers
+        self._lending = lending
+        self._ports = ports
+        self._broker: Broker | None = None
+        self._starting = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to answer peers if the site is in a community, and tell them where it is now."""
+        communities = await self._papers.communities()
+        if not communities:
+            return
+        broker = await self._started()
+        for community in communities:
+            self._in_background(broker.refresh_members(community))
+
+    async def stop(self) -> None:
+        """Stop to answer."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._broker:
+            await self._broker.close()
+            self._broker = None
+
+    def addresses(self) -> tuple[str, ...]:
+        """Return where peers may reach this site; empty while it is in no community."""
+        return self._broker.address().addresses if self._broker else ()
+
+    def lease_id(self, request_id: str) -> str:
+        """Return the id that the lease of a request will have."""
+        assert self._broker
+        return self._broker.lease_id(request_id)
+
+    async def offers(self, live: Iterable[Lease], *, max_age: timedelta) -> list[Offer]:
+        """Return what peers offer, less what this site borrowed since they said so.
+
+        Looks into the cache; peers are asked anew beside that when it is older than ``max_age``,
+        and waited for only when nothing is known yet.
+        """
+        if self._broker is None:
+            return []
+        known = await self._broker.offers()
+        if self._refreshing is None or self._refreshing.done():
+            refresh = self._broker.refresh_offers(_REFRESH_TIMEOUT, max_age)
+            self._refreshing = self._in_background(refresh)
+        if not known:
+            await asyncio.wait({self._refreshing}, timeout=_REFRESH_TIMEOUT * 1.5)
+            known = await self._broker.offers()
+        borrowed = [lease for lease in live if lease.role is LeaseRole.BORROWED]
+        return [_offer(peer, borrowed) for peer in known]
+
+    async def refresh(self) -> None:
+        """Ask peers for their offers, now."""
+        if self._broker:
+            await self._broker.refresh_offers(_REFRESH_TIMEOUT, timedelta(0))
+
+    async def borrow(self, lease: Lease, offer: Offer) -> Lease:
+        """Ask the owner for the intended lease; return it active. Idempotent."""
+        assert self._broker and offer.peer and offer.community and lease.job_id
+        key = self._keyring.new_loan_key(lease.id)
+        grant = await self._broker.request_lease(
+            offer.peer,
+            offer.community,
+            lease.request_id,
+            need=lease.need,
+            user=_user(),
+            ssh_public_key=key,
+        )
+        self._keyring.put_certificate(lease.id, grant.certificate)
+        machine = Machine(
+            lease_id=lease.id, provider=lease.provider, folder=grant.folder, endpoint=grant.endpoint
+        )
+        return lease.model_copy(
+            update={"state": LeaseState.ACTIVE, "machine": machine, "ends_at": grant.ends_at}
+        )
+
+    async def give_back(self, lease: Lease) -> None:
+        """Give a loan back; if its owner cannot be reached, try until it has ended by itself."""
+        pause = _FIRST_RETRY
+        while self._broker and lease.peer and lease.community:
+            try:
+                await self._broker.release_lease(lease.peer, lease.community, lease.id)
+                break
+            except GridcloudError as error:
+                over = lease.expired(datetime.now(UTC)) or lease.ends_at is None
+                if over or not error.retryable:
+                    log.info("loan not given back", lease=lease.id, cause=error.message)
+                    break
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LAST_RETRY)
+        self._keyring.forget_loan(lease.id)
+
+    async def communities(self) -> list[CommunityInfo]:
+        """Return the communities this site is in."""
+        return await self._broker.communities() if self._broker else []
+
+    async def create_community(self, name: str) -> CommunityInfo:
+        """Found a community."""
+        return await (await self._started()).create_community(name, self._settings.name)
+
+    async def invite(
+        self, community: str, roles: Iterable[str], valid_for: timedelta
+    ) -> InvitationInfo:
+        """Make out a join code."""
+        return await (await self._started()).invite(community, roles, valid_for)
+
+    async def join(self, code: str, site_name: str) -> CommunityInfo:
+        """Join by a code."""
+        broker = await self._started()
+        joined = await broker.join(code, site_name)
+        self._in_background(broker.refresh_offers(_REFRESH_TIMEOUT, timedelta(0)))
+        return joined
+
+    async def members(self, community: str) -> list[MemberInfo]:
+        """Return the members; they are asked for what they know first."""
+        broker = await self._started()
+        await broker.refresh_members(community)
+        return await broker.members(community)
+
+    async def leave(self, community: str) -> None:
+        """Leave a community."""
+        await (await self._started()).leave(community)
+
+    async def _started(self) -> Broker:
+        async with self._starting:
+            if self._broker is None:
+                # Imported when there is somebody to talk to: it is 19 MB.
+                from gridcloud.grid.iroh_transport import IrohTransport  # noqa: PLC0415
+
+                grid = self._settings.grid
+                host, port = parse_address(grid.listen)
+                port = self._ports.choose("grid", host, port, socket.SOCK_DGRAM)
+                shown = f"[{host}]" if ":" in host else host
+                identity = self._keyring.identity
+                transport = IrohTransport(identity, f"{shown}:{port}", grid.advertise)
+                broker = Broker(identity, transport, self._papers, self._lending)
+                await broker.start()
+                self._broker = broker
+            return self._broker
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(_noted(work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+
+async def _noted(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except GridcloudError as error:
+        log.info("peers could not be asked", cause=str(error))
+
+
+def _offer(peer: PeerOffer, borrowed: Iterable[Lease]) -> Offer:
+    """Return a peer's offer as the planner sees it."""
+    digest = peer.digest
+    if digest is None:
+        nothing = Resources()
+        return Offer(
+            site=peer.site_name,
+            provider=LENT,
+            peer=peer.address.key,
+            community=peer.community,
+            capacity=nothing,
+            free=nothing,
+            problem=peer.problem or "has said nothing yet",
+        )
+    offered, free = digest.offered, digest.offered.free
+    for lease in borrowed:
+        if lease.peer == digest.site and lease.created_at > digest.issued_at:
+            free = free.minus(lease.need.resources)
+    return Offer(
+        site=peer.site_name,
+        provider=LENT,
+        peer=digest.site,
+        community=digest.community,
+        capacity=offered.capacity,
+        free=free,
+        max_time=timedelta(seconds=offered.max_time_seconds),
+        isolation=offered.isolation,
+        network=offered.network,
+        problem=peer.problem,
+    )
+
+
+def _user() -> str:
+    """Return this site's user, for whom it vouches, in letters every peer accepts."""
+    return re.sub(r"[^a-z0-9._-]+", "-", getpass.getuser().lower()).strip("-.") or "user"

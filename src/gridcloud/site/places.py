@@ -1,0 +1,139 @@
+"""Where a job runs: an executor, a way to move files, and the logs, joined for one lease."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from gridcloud.access.session import SSHSession
+from gridcloud.data.files import Files, LocalFiles, SFTPFiles
+from gridcloud.data.staging import stage_in, stage_out
+from gridcloud.executors.executor import Executor, Launch
+from gridcloud.executors.shells import LocalShell, SSHShell
+from gridcloud.model.job import Ending, Job
+from gridcloud.model.lease import Lease, LeaseRole
+from gridcloud.site.logs import Logs
+
+GRACE_AT_LIMITS = 5.0
+
+
+class Place:
+    """One attempt's folder on one machine; see `gridcloud.orchestration.ports.Workplace`."""
+
+    def __init__(
+        self,
+        job: Job,
+        executor: Executor,
+        files: Files,
+        logs: Logs,
+        *,
+        here: bool,
+        goes_with_lease: bool,
+        close: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._name = job.folder_name
+        self._executor = executor
+        self._files = files
+        self._logs = logs
+        self._here = here
+        self._goes_with_lease = goes_with_lease
+        self._close = close
+
+    async def state(self) -> str | None:
+        """See `Workplace`."""
+        return (await self._executor.states()).get(self._name)
+
+    async def stage_in(self, job: Job) -> None:
+        """See `Workplace`."""
+        work = await self._executor.prepare(self._name)
+        await stage_in(self._files, job.spec.inputs, work)
+
+    async def run(self, job: Job, lease: Lease, started: Callable[[], None]) -> Ending:
+        """See `Workplace`."""
+        spec = job.spec
+        limit = spec.need.time.total_seconds() if spec.need.time else None
+        launch = Launch(
+            command=spec.command,
+            env=(spec.shell_env | spec.env) if self._here else spec.env,
+            inherit_env=True,
+            time_limit_seconds=limit,
+            grace_seconds=GRACE_AT_LIMITS,
+            outputs=spec.outputs,
+            ends_at_epoch=lease.ends_at.timestamp() if lease.ends_at else None,
+        )
+        return await self._executor.run(self._name, launch, self._logs.files(job), started)
+
+    async def watch(self, job: Job) -> Ending:
+        """See `Workplace`."""
+        return await self._executor.watch(self._name, self._logs.files(job))
+
+    async def stage_out(self, job: Job, ending: Ending) -> None:
+        """See `Workplace`."""
+        if ending.outputs:
+            work = await self._executor.prepare(self._name)
+            await stage_out(self._files, work, ending.outputs, Path(job.spec.into))
+
+    async def cancel(self, grace_seconds: float) -> None:
+        """See `Workplace`."""
+        await self._executor.cancel(self._name, grace_seconds)
+
+    async def remove(self, job: Job) -> None:
+        """See `Workplace`. A borrowed place is torn down by its owner when the lease is given
+        back, so nothing needs to be removed there."""
+        self._logs.keep(job)
+        if not self._goes_with_lease:
+            await self._executor.remove(self._name)
+
+    async def close(self) -> None:
+        """See `Workplace`."""
+        await self._close()
+
+
+class Places:
+    """Opens places. The site's own SSH machines share one connection each; a borrowed place has
+    its own, closed when the job ends."""
+
+    def __init__(self, logs: Logs, dial: Callable[[Lease], SSHSession]) -> None:
+        self._logs = logs
+        self._dial = dial
+        self._sessions: dict[str, SSHSession] = {}
+
+    def open(self, job: Job, lease: Lease) -> Place:
+        """Return the job's place; nothing is contacted yet."""
+        executor, files, close = self._reach(lease)
+        assert lease.machine
+        return Place(
+            job,
+            executor,
+            files,
+            self._logs,
+            here=lease.machine.endpoint is None,
+            goes_with_lease=lease.role is LeaseRole.BORROWED,
+            close=close,
+        )
+
+    def executor(self, lease: Lease) -> Executor:
+        """Return the executor of a lease's machine, to look after what was left there."""
+        return self._reach(lease)[0]
+
+    async def close(self) -> None:
+        """Close the shared connections."""
+        for session in self._sessions.values():
+            await session.close()
+
+    def _reach(self, lease: Lease) -> tuple[Executor, Files, Callable[[], Awaitable[None]]]:
+        machine = lease.machine
+        assert machine
+        if machine.endpoint is None:
+            return Executor(LocalShell(), machine.folder), LocalFiles(), _nothing
+        if lease.role is LeaseRole.BORROWED:
+            session = self._dial(lease)
+            close = session.close
+        else:
+            session = self._sessions.setdefault(lease.provider, self._dial(lease))
+            close = _nothing
+        return Executor(SSHShell(session), machine.folder), SFTPFiles(session), close
+
+
+async def _nothing() -> None:
+    return

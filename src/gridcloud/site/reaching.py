@@ -1,0 +1,79 @@
+"""How machines are reached by SSH: with the user's own identity, or with a loan's certificate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import asyncssh
+
+from gridcloud.access.connect import Credentials, connect
+from gridcloud.access.session import SSHSession
+from gridcloud.errors import Forbidden, GridcloudError, NotFound
+from gridcloud.executors.executor import Executor
+from gridcloud.executors.shells import SSHShell
+from gridcloud.model.lease import Endpoint, Lease, LeaseRole
+from gridcloud.providers.base import MachineFacts, Provider
+from gridcloud.site.keyring import Keyring
+
+
+class Reaching:
+    """Makes SSH sessions for leases. Nothing is contacted until a session is used."""
+
+    def __init__(self, keyring: Keyring, providers: Mapping[str, Provider]) -> None:
+        self._keyring = keyring
+        self._providers = providers
+
+    def session(self, lease: Lease) -> SSHSession:
+        """Return a session to the lease's machine."""
+        machine = lease.machine
+        assert machine and machine.endpoint
+        endpoint = machine.endpoint
+        if lease.role is LeaseRole.BORROWED:
+
+            async def dial() -> asyncssh.SSHClientConnection:
+                key, certificate = self._keyring.loan_login(lease.id)
+                return await connect(endpoint, Credentials(key=key, certificate=certificate))
+
+            return SSHSession(dial)
+        return self._own_session(endpoint, self._identity(lease.provider))
+
+    async def probe(self, endpoint: Endpoint, identity: Path | None) -> MachineFacts:
+        """Log in and look what is there; see `gridcloud.providers.base.ProviderContext`."""
+        session = self._own_session(endpoint, identity)
+        try:
+            facts = await Executor(SSHShell(session), "").probe()
+        finally:
+            await session.close()
+        names = ("python", "cpus", "memory_bytes", "gpus", "hostname")
+        return MachineFacts(**{name: facts[name] for name in names})
+
+    def _own_session(self, endpoint: Endpoint, identity: Path | None) -> SSHSession:
+        async def dial() -> asyncssh.SSHClientConnection:
+            return await connect(endpoint, _own_credentials(identity))
+
+        return SSHSession(dial)
+
+    def _identity(self, provider: str) -> Path | None:
+        found = self._providers.get(provider)
+        if found is None:
+            raise NotFound(f"The provider {provider!r} is no longer in the settings.")
+        identity = getattr(found, "identity", None)
+        if identity is not None and not isinstance(identity, Path):
+            raise GridcloudError(f"Provider {provider!r} names no identity file.")
+        return identity
+
+
+def _own_credentials(identity: Path | None) -> Credentials:
+    """Return the key the settings name; or else the user's agent, or the usual key files."""
+    if identity is not None:
+        return Credentials(identity_file=identity)
+    if agent := os.environ.get("SSH_AUTH_SOCK"):
+        return Credentials(agent=agent)
+    for name in ("id_ed25519", "id_ecdsa", "id_rsa"):
+        if (path := Path.home() / ".ssh" / name).exists():
+            return Credentials(identity_file=path)
+    raise Forbidden(
+        "There is no SSH key to log in with.", hint="Name one with --identity, or run an SSH agent."
+    )

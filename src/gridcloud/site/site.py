@@ -1,0 +1,328 @@
+"""The composition root: one organisation's site, its rooms wired together. It decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from gridcloud import __version__
+from gridcloud.access.connect import fetch_host_keys
+from gridcloud.access.keys import fingerprint
+from gridcloud.data.staging import check_inputs
+from gridcloud.errors import Conflict, GridcloudError
+from gridcloud.model.api import (
+    CommunityInfo,
+    HostKeys,
+    InvitationInfo,
+    MemberInfo,
+    ProviderInfo,
+    SiteInfo,
+    SiteStatus,
+)
+from gridcloud.model.job import Job, JobSpec, JobState
+from gridcloud.model.lease import Lease, LeaseRole, taken
+from gridcloud.model.need import Need, Resources
+from gridcloud.model.offer import Plan
+from gridcloud.orchestration.planner import plan
+from gridcloud.orchestration.reconciler import reconcile
+from gridcloud.orchestration.scheduler import Scheduler
+from gridcloud.providers import registry
+from gridcloud.providers.base import Provider, ProviderContext
+from gridcloud.providers.local import LocalProvider
+from gridcloud.settings import SiteSettings
+from gridcloud.site import settings_edit
+from gridcloud.site.keyring import Keyring
+from gridcloud.site.leasing import SiteLeasing
+from gridcloud.site.lending import Lending
+from gridcloud.site.logs import Logs
+from gridcloud.site.peers import Peers
+from gridcloud.site.places import Places
+from gridcloud.site.ports import Ports
+from gridcloud.site.reaching import Reaching
+from gridcloud.store.database import Database
+from gridcloud.store.jobs import JobStore
+from gridcloud.store.leases import LeaseStore
+from gridcloud.store.papers import PaperStore
+
+log = structlog.get_logger()
+_RECONCILE_EVERY = 15.0
+_NOT_ENDED = tuple(state for state in JobState if not state.final)
+
+
+class Site:
+    """Everything a site does, for the API to call. `start` it, and `stop` it in the end."""
+
+    def __init__(self, settings: SiteSettings, settings_file: Path, state: Path) -> None:
+        self.settings = settings
+        self._settings_file = settings_file
+        self._state = state
+        self._started_at = datetime.now(UTC)
+        self._database = Database(state / "site.db")
+        self.jobs = JobStore(self._database)
+        self._leases = LeaseStore(self._database)
+        self._keyring = Keyring(state / "keys")
+        self._problems: dict[str, str] = {}
+        self._providers: dict[str, Provider] = {}
+        self._logs = Logs(state / "logs", state / "jobs")
+        self._reaching = Reaching(self._keyring, self._providers)
+        papers = PaperStore(self._database)
+        ports = Ports(state / "ports.json")
+        self._lending = Lending(settings, self._keyring, self._leases, papers, ports, self._local)
+        self._peers = Peers(settings, self._keyring, papers, self._lending, ports)
+        self._leasing = SiteLeasing(settings.name, self._providers, self._leases, self._peers)
+        self._places = Places(self._logs, self._reaching.session)
+        self.scheduler = Scheduler(
+            self.jobs,
+            self._leasing,
+            self._places,
+            cancel_grace=settings.cancel_grace.total_seconds(),
+        )
+        self._lending.on_change = self.scheduler.wake
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Open the store, mend what a crash left, and begin to work."""
+        self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._database.open()
+        self._load_providers()
+        await self._lending.start()
+        await self._peers.start()
+        await self._mend(starting=True)
+        await self.scheduler.start()
+        self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
+
+    async def stop(self) -> None:
+        """Let go of everything without ending it: jobs and loans go on."""
+        if self._housekeeping:
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        await self.scheduler.stop()
+        await self._leasing.finish()
+        await self._places.close()
+        await self._peers.stop()
+        await self._lending.stop()
+        for provider in self._providers.values():
+            await provider.close()
+        await self._database.close()
+
+    async def drain(self) -> None:
+        """Cancel all jobs and take back all that is lent; for a site that will not come back."""
+        running = await self.jobs.listed(_NOT_ENDED)
+        for job in running:
+            await self.scheduler.cancel(job.id)
+        for job in running:
+            await self.scheduler.wait(job.id, 30)
+        for lease in await self._leases.live():
+            if lease.role is LeaseRole.LENT:
+                await self._lending.end(lease, "the site is going away")
+
+    async def submit(self, spec: JobSpec) -> list[Job]:
+        """Check a spec against this host's files and the offers, and take it in."""
+        specs = [spec.for_task(task) for task in spec.tasks] or [spec]
+        inputs = {path for each in specs for path in each.inputs}
+        await asyncio.to_thread(check_inputs, sorted(inputs))
+        return await self.scheduler.submit(spec)
+
+    async def log(
+        self, job_id: str, stream: str, offset: int, *, follow: bool
+    ) -> AsyncIterator[bytes]:
+        """Return the bytes of one stream of a job; raises `NotFound` before any is given."""
+        await self.jobs.get(job_id)
+
+        async def ended() -> None:
+            while follow and not (await self.scheduler.wait(job_id, 3600))[0].state.final:
+                continue
+
+        return self._logs.follow(lambda: self.jobs.get(job_id), stream, offset, ended())
+
+    async def plan(self, need: Need, site: str | None) -> Plan:
+        """Judge all offers for a need, peers asked anew."""
+        return plan(need, await self._leasing.offers(), site)
+
+    async def status(self) -> SiteStatus:
+        """Return how the site fares."""
+        live = await self._leases.live()
+        infos = await self.provider_infos()
+        count = {role: sum(lease.role is role for lease in live) for role in LeaseRole}
+        capacity = free = Resources()
+        for info in infos:
+            capacity, free = capacity + info.capacity, free + info.free
+        return SiteStatus(
+            name=self.settings.name,
+            version=__version__,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            jobs=await self.jobs.count(),
+            leases_own=count[LeaseRole.OWN],
+            leases_lent=count[LeaseRole.LENT],
+            leases_borrowed=count[LeaseRole.BORROWED],
+            capacity=capacity,
+            free=free,
+            problems=tuple(f"provider {i.name}: {i.problem}" for i in infos if i.problem),
+        )
+
+    async def info(self) -> SiteInfo:
+        """Return the site's identity."""
+        return SiteInfo(
+            name=self.settings.name,
+            key=self._keyring.identity.key,
+            version=__version__,
+            user_ca=self._keyring.trusted_line(),
+            state_folder=str(self._state),
+            settings_file=str(self._settings_file),
+            grid_addresses=self._peers.addresses(),
+            gateway_address=self._lending.gateway_address,
+            lending=await self._lending.describe(),
+            communities=tuple(community.id for community in await self._peers.communities()),
+        )
+
+    async def provider_infos(self) -> list[ProviderInfo]:
+        """Return all providers, those that did not load among them."""
+        live = await self._leases.live()
+        found = [await self._describe(provider, live) for provider in self._providers.values()]
+        nothing = Resources()
+        for name, problem in self._problems.items():
+            kind = str(self.settings.providers[name].get("kind", name))
+            found.append(
+                ProviderInfo(name=name, kind=kind, capacity=nothing, free=nothing, problem=problem)
+            )
+        return found
+
+    async def add_provider(self, name: str, section: dict[str, Any]) -> ProviderInfo:
+        """Try a provider; if it works keep it in the settings file and use it from now on."""
+        if name in self.settings.providers or name in self._providers:
+            raise Conflict(
+                f"There is a provider {name!r} already.", hint="Remove it first, or use --name."
+            )
+        provider = self._make(name, section)
+        capacity = await provider.check()
+        if capacity.problem:
+            await provider.close()
+            raise Conflict(f"{name} does not work, so it was not added: {capacity.problem}")
+        await asyncio.to_thread(settings_edit.add_provider, self._settings_file, name, section)
+        self._remember(self.settings.providers | {name: section})
+        self._providers[name] = provider
+        self.scheduler.wake()
+        return await self._describe(provider, await self._leases.live())
+
+    async def check_provider(self, name: str) -> ProviderInfo:
+        """Prove that a provider works, now."""
+        provider = self._leasing.provider(name)
+        await provider.check()
+        return await self._describe(provider, await self._leases.live())
+
+    async def remove_provider(self, name: str) -> None:
+        """Take a provider out of the settings; refused while it has leases."""
+        live = await self._leases.live()
+        if any(lease.provider == name and lease.role is not LeaseRole.BORROWED for lease in live):
+            raise Conflict(f"{name} has live leases.", hint="Cancel its jobs first.")
+        provider = self._leasing.provider(name)
+        await asyncio.to_thread(settings_edit.remove_provider, self._settings_file, name)
+        self._remember({k: v for k, v in self.settings.providers.items() if k != name})
+        del self._providers[name]
+        await provider.close()
+
+    async def host_keys(self, host: str, port: int) -> HostKeys:
+        """Return the keys an SSH server shows."""
+        keys = await fetch_host_keys(host, port)
+        return HostKeys(
+            host=host,
+            port=port,
+            keys=tuple(keys),
+            fingerprints=tuple(fingerprint(key) for key in keys),
+        )
+
+    async def communities(self) -> list[CommunityInfo]:
+        """Return the communities this site belongs to."""
+        return await self._peers.communities()
+
+    async def create_community(self, name: str) -> CommunityInfo:
+        """Found a community."""
+        return await self._peers.create_community(name)
+
+    async def join_community(self, code: str, site_name: str | None) -> CommunityInfo:
+        """Join a community by a code."""
+        return await self._peers.join(code, site_name or self.settings.name)
+
+    async def invite(
+        self, name: str, roles: tuple[str, ...], valid_for: timedelta
+    ) -> InvitationInfo:
+        """Make out a join code."""
+        return await self._peers.invite(name, roles, valid_for)
+
+    async def members(self, name: str) -> list[MemberInfo]:
+        """Return the members of a community."""
+        return await self._peers.members(name)
+
+    async def leave_community(self, name: str) -> None:
+        """Leave a community."""
+        await self._peers.leave(name)
+
+    def _local(self) -> LocalProvider:
+        provider = self._providers["local"]
+        assert isinstance(provider, LocalProvider)
+        return provider
+
+    def _load_providers(self) -> None:
+        sections: dict[str, dict[str, Any]] = {"local": {}} | self.settings.providers
+        for name, section in sections.items():
+            try:
+                self._providers[name] = self._make(name, section)
+            except GridcloudError as error:
+                if name == "local":
+                    raise
+                self._problems[name] = str(error)
+                log.warning("provider left out", provider=name, error=str(error))
+
+    def _make(self, name: str, section: dict[str, Any]) -> Provider:
+        kind = "local" if name == "local" else str(section.get("kind", ""))
+        context = ProviderContext(
+            site_key=self._keyring.identity.key,
+            state_folder=self._state,
+            lending=self.settings.lending,
+            probe=self._reaching.probe,
+        )
+        return registry.make(name, kind, section, context)
+
+    def _remember(self, providers: dict[str, dict[str, Any]]) -> None:
+        self.settings = self.settings.model_copy(update={"providers": providers})
+
+    async def _describe(self, provider: Provider, live: list[Lease]) -> ProviderInfo:
+        capacity = await provider.capacity()
+        return ProviderInfo(
+            name=provider.name,
+            kind=provider.kind,
+            capacity=capacity.resources,
+            free=capacity.resources.minus(taken(live, provider.name)),
+            problem=capacity.problem,
+            detail=capacity.detail,
+        )
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(_RECONCILE_EVERY)
+            with contextlib.suppress(GridcloudError):
+                await self._mend(starting=False)
+
+    async def _mend(self, *, starting: bool) -> None:
+        """Bring leases, jobs and what providers have into agreement."""
+        made = await self._leasing.made()
+        jobs = [job.id for job in await self.jobs.listed(_NOT_ENDED)]
+        leases = await self._leases.live()
+        mending = reconcile(leases, jobs, made, datetime.now(UTC), starting=starting)
+        for lease, reason in mending.release:
+            log.info("mending: lease given up", lease=lease.id, role=lease.role, reason=reason)
+            if lease.role is LeaseRole.LENT:
+                await self._lending.end(lease, reason)
+            else:
+                await self._leasing.release(lease, reason)
+        for name, lease_id in mending.terminate:
+            log.info("mending: stray removed", provider=name, lease=lease_id)
+            await self._leasing.provider(name).terminate(lease_id)

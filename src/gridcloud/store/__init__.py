@@ -1,0 +1,1 @@
+"""What a site remembers: SQLite through SQLAlchemy, with migrations."""

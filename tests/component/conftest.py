@@ -1,0 +1,28 @@
+"""Sites for component tests."""
+
+import pytest
+
+from testbeds.sites import SiteProcess
+
+
+@pytest.fixture
+def new_site(tmp_path):
+    """Return a function that makes sites; they all end with the test."""
+    made = []
+
+    def make(name="site", settings=""):
+        site = SiteProcess(tmp_path / name, name, settings)
+        made.append(site)
+        return site
+
+    yield make
+    for site in made:
+        site.close()
+
+
+@pytest.fixture
+def site(new_site):
+    """Return a running site of two CPUs."""
+    made = new_site(settings="[providers.local]\ncpus = 2\n")
+    made.start()
+    return made

@@ -1,0 +1,54 @@
+"""Nothing that should not be is overlooked, and nothing that should be is touched."""
+
+from datetime import UTC, datetime, timedelta
+
+from gridcloud.model.lease import Lease, LeaseRole, LeaseState
+from gridcloud.model.need import Need
+from gridcloud.orchestration.reconciler import reconcile
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def lease(name, role=LeaseRole.OWN, state=LeaseState.ACTIVE, job=None, ends=None):
+    return Lease(
+        id=name,
+        role=role,
+        state=state,
+        provider="local",
+        need=Need(),
+        created_at=NOW,
+        job_id=job,
+        ends_at=ends,
+    )
+
+
+def mend(leases, jobs=(), made=None, *, starting=False):
+    found = reconcile(leases, jobs, made or {"local": []}, NOW, starting=starting)
+    return [each.id for each, _ in found.release], found.terminate
+
+
+def test_an_intent_is_given_up_only_after_a_crash():
+    """While the site runs an intent is a request under way; at its start it was cut off."""
+    intent = lease("a", state=LeaseState.INTENT, job="j")
+    assert mend([intent], ["j"]) == ([], [])
+    assert mend([intent], ["j"], starting=True) == (["a"], [])
+
+
+def test_a_lease_ends_with_its_job():
+    """A lease whose job is over is given up; one whose job runs is kept."""
+    assert mend([lease("a", job="over"), lease("b", job="runs")], ["runs"]) == (["a"], [])
+
+
+def test_a_loan_ends_in_time_or_when_what_it_gave_is_gone():
+    """Loans end at their end; a loan whose sandbox vanished is not kept on the books."""
+    late = lease("late", LeaseRole.LENT, ends=NOW - timedelta(seconds=1))
+    gone = lease("gone", LeaseRole.LENT, ends=NOW + timedelta(hours=1))
+    good = lease("good", LeaseRole.LENT, ends=NOW + timedelta(hours=1))
+    released, strays = mend([late, gone, good], made={"local": ["late", "good"]})
+    assert released == ["late", "gone"]
+    assert strays == []
+
+
+def test_what_no_lease_knows_is_removed():
+    """A sandbox without a lease goes, even with an empty store."""
+    assert mend([], made={"local": ["stray"]}) == ([], [("local", "stray")])
