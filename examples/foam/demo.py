@@ -36,6 +36,7 @@ from gridcloud.model.quantities import parse_bytes
 
 HERE = Path(__file__).resolve().parent
 STEPS = ("check", "segment", "analyse")
+ENDED = ("done", "discarded", "failed")
 #: site → CPUs it has; the laptop keeps to itself, the others lend all they have
 SITES = {"laptop": 1, "university": 2, "institute": 1}
 START_WITHIN_SECONDS = 60
@@ -124,7 +125,7 @@ class Volume:
     """One volume on its way through the steps."""
 
     path: Path
-    step: str = "waiting"
+    step: str = "check"
     state: str = ""
     sites: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -217,12 +218,14 @@ class Run:
             return True
         said = b"".join([data async for data in self._laptop.logs(job.id, stream="stderr")])
         last = said.decode(errors="replace").strip().splitlines()[-1:]
+        volume.step = "failed"
         volume.state = f"{job.state}: {job.message} {' '.join(last)}"
         return False
 
     def table(self) -> Table:
         """Return the table of all volumes."""
-        table = Table(title="foam analysis on three sites")
+        done = sum(volume.step in ENDED for volume in self.volumes)
+        table = Table(title=f"foam analysis on three sites: {done} of {len(self.volumes)} volumes")
         for name in ("volume", "site that served it", "state", "time", "porosity", "pores"):
             table.add_column(name, justify="right" if name in ("time", "pores") else "left")
         table.add_column("mean radius", justify="right")
@@ -230,7 +233,7 @@ class Run:
             table.add_row(
                 volume.name,
                 " → ".join(dict.fromkeys(volume.sites)),
-                volume.state if volume.step in ("done", "discarded") else f"{volume.step} …",
+                volume.state if volume.step in ENDED else f"{volume.step}: {volume.state}",
                 f"{volume.seconds:.1f} s" if volume.seconds else "",
                 "" if volume.porosity is None else f"{volume.porosity:.3f}",
                 "" if volume.pores is None else str(volume.pores),
@@ -335,6 +338,7 @@ async def analyse(arguments: argparse.Namespace, sites: dict[str, Site], data: P
         await run.all()
         seconds = time.monotonic() - began
         summary = summarise(run, arguments.results)
+        console.print()
         served = {site for volume in run.volumes for site in volume.sites}
         console.print(
             f"{len(volumes)} volumes in {seconds:.1f} s, served by {', '.join(sorted(served))}"

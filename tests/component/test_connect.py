@@ -185,7 +185,7 @@ async def test_silent_server_times_out(machine, key):
     """A server that takes the connection and never speaks does not hold us for ever."""
     async with speaking(b"") as port:
         silent = endpoint(machine, host="127.0.0.1", port=port)
-        with pytest.raises(TimedOut, match="did not answer within 0.3 s"):
+        with pytest.raises(TimedOut, match=r"did not answer within 0\.3 s"):
             await connect(silent, Credentials(key=key), timeout=0.3)
         with pytest.raises(TimedOut, match="did not show"):
             await fetch_host_keys("127.0.0.1", port, timeout=0.3)

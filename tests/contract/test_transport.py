@@ -106,20 +106,28 @@ async def test_a_slow_answer_is_timed_out_and_the_connection_still_works(make):
 
 
 async def test_a_handler_at_fault_costs_one_request(make):
-    """An exception or an oversized reply drops that request only."""
+    """An exception or an oversized reply drops that request only, and none beside it."""
     one, other = make(), make()
+    let_go, heard = asyncio.Event(), []
 
     async def handler(_key, message):
+        heard.append(message)
+        if message == b"slow":
+            await let_go.wait()
         if message == b"bad":
             raise ValueError("a fault")
         return b"x" * (MAX_MESSAGE_BYTES + 1) if message == b"huge" else message
 
     await one.start(handler)
     await other.start(handler)
+    assert await one.request(other.address(), b"good", 5) == b"good"
+    slow = asyncio.create_task(one.request(other.address(), b"slow", 30))
     for bad in (b"bad", b"huge"):
         with pytest.raises(Unavailable):
             await one.request(other.address(), bad, 5)
-    assert await one.request(other.address(), b"good", 5) == b"good"
+    let_go.set()
+    assert await slow == b"slow"
+    assert heard.count(b"slow") == 1
 
 
 async def test_another_site_at_the_address_is_not_taken_for_the_peer(pair):

@@ -345,17 +345,23 @@ async def test_a_renewal_shorter_than_asked_is_not_believed(pair):
         await lab.broker.renew_lease(university.key, community, grant.lease_id, grant.ends_at + DAY)
 
 
-async def test_an_owner_that_confuses_leases_gives_nothing_away(pair):
+@pytest.mark.parametrize("confusion", [{"lease_id": "other"}, {"person": "root@lab"}])
+async def test_an_owner_that_confuses_leases_gives_nothing_away(pair, confusion):
     """A fault in the owner is noticed before anything is signed."""
     university, lab, community = pair
     grant = await lab.borrow(university, community)
 
-    async def confused(_request):
-        return grant
+    async def confused(*_):
+        return grant.model_copy(update=confusion)
 
     university.owner.grant = confused
-    with pytest.raises(Forbidden):
-        await lab.borrow(university, community, "job-2")
+    with pytest.raises(GridcloudError) as caught:
+        await lab.borrow(university, community)
+    assert "for something else" not in caught.value.message  # noticed there, not only here
+    if "lease_id" in confusion:
+        university.owner.renew = confused
+        with pytest.raises(Forbidden, match="not this borrower's"):
+            await lab.broker.renew_lease(university.key, community, grant.lease_id, grant.ends_at)
 
 
 async def test_a_fault_of_a_site_is_told_without_its_inside(pair):

@@ -257,6 +257,22 @@ async def test_a_lying_inviter_makes_no_member(founder, site):
     assert await lab.directory.communities() == ()
 
 
+async def test_a_join_under_another_name_or_into_another_founding_is_refused(founder, site):
+    """The reply must be for the name asked, and the founding document for this community."""
+    lab, code = site(), await founder.code(founder.foam)
+    invitation = read_code(code, lab.clock())[1]
+    reply = await founder.communities.accept_join(lab.key, lab.ask(code, "lab"))
+    with pytest.raises(Forbidden, match="another's membership"):
+        await lab.communities.enter(invitation, "institute", reply)
+    steel = await founder.communities.create("steel", "university")
+    founding = await founder.directory.founding(steel)
+    with pytest.raises(Forbidden, match="another community"):
+        await lab.communities.enter(
+            invitation, "lab", reply.model_copy(update={"community": founding})
+        )
+    assert await lab.directory.communities() == ()
+
+
 async def test_a_peer_cannot_inject_members(founder, site):
     """Of a list, what is not proved is left out, and the rest is kept."""
     lab, eve = site(), site()

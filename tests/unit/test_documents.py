@@ -140,6 +140,12 @@ class TestDocuments:
         with pytest.raises(Forbidden):
             verify(theirs, Invitation, ALICE.key, NOW)
 
+    def test_a_paper_that_names_another_signer_is_refused(self):
+        """Signing well what only another may say counts nothing."""
+        document = sign(ALICE, RawPaper(INVITATION.model_dump(mode="json") | {"inviter": BOB.key}))
+        with pytest.raises(Forbidden, match="names"):
+            verify(document, Invitation, ALICE.key, NOW)
+
     def test_one_kind_never_passes_for_another(self):
         """A document's kind is part of what is signed."""
         with pytest.raises(InvalidSpec, match="another kind"):

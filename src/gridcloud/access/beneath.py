@@ -96,7 +96,7 @@ class Beneath:
 
     def open_file(self, path: bytes, flags: int, mode: int = 0o666) -> int:
         """Return a descriptor of a regular file; raises ENOTSUP for pipes, sockets and devices."""
-        fd = self._open_or_create(path, flags, mode)
+        fd = self._open_or_create(path, flags | os.O_NONBLOCK | os.O_NOCTTY, mode)
         found = os.fstat(fd).st_mode
         if not stat.S_ISREG(found):
             os.close(fd)

@@ -27,7 +27,8 @@ def table(
     """Print a table; cells are rich markup, so `plain` what comes from outside. Without a
     terminal nothing is cut or wrapped, so that other programs can read it."""
     console = Console()
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    titled = any(columns)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=titled)
     for name in columns:
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:

@@ -334,7 +334,7 @@ class _Session(asyncssh.SSHServerProcess[bytes]):
         if self._server is not None:
             self._server.exit()
 
-    def _sftp(self, _channel: asyncssh.SSHChannel[bytes]) -> ConfinedSFTPServer:
+    def _sftp(self, _channel: object) -> ConfinedSFTPServer:
         assert self._server is not None
         return self._server
 
