@@ -2,8 +2,12 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket
+import subprocess
+import tempfile
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -221,6 +225,30 @@ async def test_names_that_cannot_be_are_told(machine, key):
 async def test_host_keys_can_be_shown_at_first_contact(machine):
     """What a person is to compare is what the server really has."""
     assert await fetch_host_keys(machine.host, machine.port) == [machine.host_key_line]
+
+
+@pytest.mark.skipif(not shutil.which("ssh-agent"), reason="needs ssh-agent")
+async def test_agent_is_asked_only_if_named(machine, key, tmp_path, monkeypatch):
+    """An agent's keys get in when the agent is named, and are left alone when it only runs."""
+    with tempfile.TemporaryDirectory() as short:  # a socket's path must be short
+        socket_path = f"{short}/agent"
+        agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket_path], stdout=subprocess.DEVNULL)
+        try:
+            identity = tmp_path / "id"
+            identity.touch(0o600)
+            identity.write_bytes(key.export_private_key("openssh"))
+            monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
+            async with asyncio.timeout(20):
+                while not Path(socket_path).exists():
+                    await asyncio.sleep(0.01)
+            subprocess.run(["ssh-add", "-q", identity], check=True)
+            with pytest.raises(Forbidden):
+                await connect(endpoint(machine), Credentials(key=keys.ephemeral()))
+            async with await connect(endpoint(machine), Credentials(agent=socket_path)) as found:
+                assert (await found.run("true")).exit_status == 0
+        finally:
+            agent.kill()
+            agent.wait()
 
 
 async def test_missing_agent_is_told(machine, tmp_path):

@@ -9,7 +9,7 @@ from gridcloud.errors import InvalidSpec, Unavailable
 from gridcloud.model.job import Ending, Job, JobSpec, JobState, Outcome
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState
 from gridcloud.model.need import Need
-from gridcloud.orchestration.driver import JobDriver
+from gridcloud.orchestration.driver import InterruptedByStore, JobDriver
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DONE = Ending(outcome=Outcome(exit_code=0))
@@ -212,3 +212,23 @@ async def test_failures_say_why(ending, word):
     job = await driver.drive()
     assert job.state is JobState.FAILED
     assert word in job.message
+
+
+async def test_a_failing_store_loses_nothing():
+    """Where the store fails the job stays in the state it last kept, and can be driven again."""
+    place = Place()
+    driver, keeper = make(place)
+    save, failures = keeper.save, [Unavailable("disk full")] * 2
+
+    async def failing(job, message=""):
+        if job.state in (JobState.STAGE_OUT, JobState.COMPLETED) and failures:
+            raise failures.pop()
+        await save(job, message)
+
+    keeper.save = failing
+    for _ in range(2):
+        with pytest.raises(InterruptedByStore):
+            await driver.drive()
+    assert (await driver.drive()).state is JobState.COMPLETED
+    assert (await driver.drive()).state is JobState.COMPLETED
+    assert keeper.states[-1] == "COMPLETED"

@@ -22,21 +22,21 @@ def lease(name, role=LeaseRole.OWN, state=LeaseState.ACTIVE, job=None, ends=None
     )
 
 
-def mend(leases, jobs=(), made=None, *, starting=False):
-    found = reconcile(leases, jobs, made or {"local": []}, NOW, starting=starting)
+def mend(leases, jobs=None, made=None, *, starting=False, now=NOW):
+    found = reconcile(leases, jobs or {}, made or {"local": []}, now, starting=starting)
     return [each.id for each, _ in found.release], found.terminate
 
 
 def test_an_intent_is_given_up_only_after_a_crash():
     """While the site runs an intent is a request under way; at its start it was cut off."""
     intent = lease("a", state=LeaseState.INTENT, job="j")
-    assert mend([intent], ["j"]) == ([], [])
-    assert mend([intent], ["j"], starting=True) == (["a"], [])
+    assert mend([intent], {"j": "a"}) == ([], [])
+    assert mend([intent], {"j": "a"}, starting=True) == (["a"], [])
 
 
 def test_a_lease_ends_with_its_job():
     """A lease whose job is over is given up; one whose job runs is kept."""
-    assert mend([lease("a", job="over"), lease("b", job="runs")], ["runs"]) == (["a"], [])
+    assert mend([lease("a", job="over"), lease("b", job="runs")], {"runs": "b"}) == (["a"], [])
 
 
 def test_a_loan_ends_in_time_or_when_what_it_gave_is_gone():
@@ -52,3 +52,10 @@ def test_a_loan_ends_in_time_or_when_what_it_gave_is_gone():
 def test_what_no_lease_knows_is_removed():
     """A sandbox without a lease goes, even with an empty store."""
     assert mend([], made={"local": ["stray"]}) == ([], [("local", "stray")])
+
+
+def test_a_job_has_one_lease():
+    """A lease its job no longer counts on is given up, once the job has had time to name it."""
+    orphan = lease("old", job="j")
+    assert mend([orphan], {"j": "new"}) == ([], [])
+    assert mend([orphan], {"j": "new"}, now=NOW + timedelta(minutes=2)) == (["old"], [])

@@ -7,6 +7,7 @@ killed at any instant calls `JobDriver.drive` again and continues where it was.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -21,6 +22,10 @@ _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
 #: How long after a lease's end its machine is still asked for the result.
 _AFTER_THE_END = 30.0
+
+
+class InterruptedByStore(Exception):
+    """The store failed, which is no fault of the job: it is as the store last kept it."""
 
 
 class JobDriver:
@@ -53,7 +58,12 @@ class JobDriver:
         self._cancel.set()
 
     async def drive(self) -> Job:
-        """Take the job to its end. Only a failing store makes this raise."""
+        """Take the job to its end; return at once if it has ended.
+
+        Raises `InterruptedByStore` alone; then it may be called again.
+        """
+        if self.job.state.final:
+            return self.job
         canceller = asyncio.create_task(self._cancel_when_asked())
         try:
             if self.job.state in (JobState.QUEUED, JobState.STAGE_IN):
@@ -140,7 +150,7 @@ class JobDriver:
                 await self._place.remove(self.job)
         except GridcloudError as error:
             # The machine is out of reach: what is left there ends and goes with its lease.
-            await self._jobs.note(self.job, "CLEANUP", f"left behind for now: {error}")
+            await self._note("CLEANUP", f"left behind for now: {error}")
         await self._place.close()
         if outcome.reason == "canceled":
             state = JobState.CANCELED
@@ -159,7 +169,7 @@ class JobDriver:
                 try:
                     return await self._place.cancel(self._grace)
                 except GridcloudError as error:
-                    await self._jobs.note(self.job, "cancel", f"not yet: {error}")
+                    await self._note("cancel", f"not yet: {error}")
             await self._sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
         return None
@@ -178,7 +188,7 @@ class JobDriver:
                     raise
                 if str(error) != told:
                     told = str(error)
-                    await self._jobs.note(self.job, "retry", f"trying again: {error}")
+                    await self._note("retry", f"trying again: {error}")
             if self._tries_exhausted(pause):
                 raise Unavailable(f"Given up after several tries. {told}")
             await self._sleep(pause)
@@ -192,9 +202,18 @@ class JobDriver:
         end = self._lease.ends_at
         return end is not None and (self._now() - end).total_seconds() > _AFTER_THE_END
 
+    async def _note(self, kind: str, message: str) -> None:
+        with contextlib.suppress(GridcloudError):  # a remark is not worth a job
+            await self._jobs.note(self.job, kind, message)
+
     async def _to(self, state: JobState, event: str, **changes: object) -> None:
-        self.job = self.job.advanced(state, **changes)
-        await self._jobs.save(self.job, event)
+        job = self.job.advanced(state, **changes)
+        try:  # kept first: what the store does not know has not happened
+            await self._jobs.save(job, event)
+        except GridcloudError as error:
+            raise InterruptedByStore(str(error)) from error
+        asked = {"cancel_requested": self.job.cancel_requested}
+        self.job = job.model_copy(update=asked)
 
 
 def _worse(outcome: Outcome, reason: str, message: str) -> Outcome:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState
+
+_A_JOB_NAMES_ITS_LEASE_WITHIN = timedelta(minutes=1)
 
 
 @dataclass
@@ -19,7 +21,7 @@ class Mending:
 
 def reconcile(
     leases: Iterable[Lease],
-    running_jobs: Iterable[str],
+    jobs: Mapping[str, str | None],
     made: Mapping[str, Iterable[str]],
     now: datetime,
     *,
@@ -27,12 +29,11 @@ def reconcile(
 ) -> Mending:
     """Return what must be mended.
 
-    ``leases`` are the live ones, ``running_jobs`` the ids of jobs that have not ended, ``made``
-    maps each provider's name to the lease ids of what it has there. ``starting`` says that no
-    request is under way, so an intent without a result was cut off by a crash.
+    ``leases`` are the live ones; ``jobs`` maps each job that has not ended to the lease it counts
+    on, ``made`` each provider's name to the lease ids of what it has there. ``starting`` says
+    that no request is under way, so an intent without a result was cut off by a crash.
     """
     mending = Mending()
-    jobs = set(running_jobs)
     held = {provider: set(tags) for provider, tags in made.items()}
     keep: set[str] = set()
     for lease in leases:
@@ -45,7 +46,12 @@ def reconcile(
 
 
 def _why_release(
-    lease: Lease, jobs: set[str], held: Mapping[str, set[str]], now: datetime, *, starting: bool
+    lease: Lease,
+    jobs: Mapping[str, str | None],
+    held: Mapping[str, set[str]],
+    now: datetime,
+    *,
+    starting: bool,
 ) -> str:
     if lease.state is LeaseState.INTENT and starting:
         return "the site stopped before it was granted"
@@ -54,6 +60,9 @@ def _why_release(
             return "its end has come"
         gone = lease.state is LeaseState.ACTIVE and lease.id not in held.get(lease.provider, set())
         return "what it gave is gone" if gone else ""
-    if lease.job_id is not None and lease.job_id not in jobs:
+    if lease.job_id is None:
+        return ""
+    if lease.job_id not in jobs:
         return "its job has ended"
-    return ""
+    settled = now - lease.created_at > _A_JOB_NAMES_ITS_LEASE_WITHIN
+    return "its job has another" if settled and jobs[lease.job_id] != lease.id else ""

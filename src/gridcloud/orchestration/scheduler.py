@@ -13,7 +13,7 @@ from gridcloud.model.identifiers import new_id
 from gridcloud.model.job import Job, JobSpec, JobState, Outcome
 from gridcloud.model.lease import Lease, LeaseState
 from gridcloud.model.offer import Offer
-from gridcloud.orchestration.driver import JobDriver
+from gridcloud.orchestration.driver import InterruptedByStore, JobDriver
 from gridcloud.orchestration.planner import place, plan
 from gridcloud.orchestration.ports import JobKeeper, Leasing, Workplaces
 
@@ -52,7 +52,7 @@ class Scheduler:
             lease = await self._leasing.find(job.lease_id) if job.lease_id else None
             if lease and lease.state is LeaseState.ACTIVE and lease.machine:
                 await self._jobs.note(job, "found", "found again after the site restarted")
-                self._follow(job, lease)
+                self._follow(self._driver(job, lease), lease)
             else:
                 await self._requeue(job, "its lease was not complete when the site stopped")
         self._loop = asyncio.create_task(self._place_for_ever(), name="scheduler")
@@ -178,24 +178,31 @@ class Scheduler:
     async def _fulfil(self, job: Job, lease: Lease, offer: Offer) -> None:
         """Have the lease granted and follow the job; a refusal puts it back in line."""
         try:
-            lease = await self._leasing.fulfil(lease, offer)
-        except GridcloudError as error:
-            loop = asyncio.get_running_loop()
-            self._shunned[(offer.peer, offer.provider)] = loop.time() + _SHUN_A_REFUSER_FOR
-            loop.call_later(_SHUN_A_REFUSER_FOR, self._wake.set)
-            await self._leasing.release(lease, str(error))
-            job = job.model_copy(update={"lease_id": None, "site": None, "provider": None})
-            await self._jobs.save(job, f"refused by {offer.place}: {error}")
+            try:
+                lease = await self._leasing.fulfil(lease, offer)
+            except GridcloudError as error:
+                await self._refused(job, lease, offer, error)
+                return
+            canceled = {"cancel_requested": job.id in self._canceled}
+            driver = self._driver(job.model_copy(update=canceled), lease)
+        except GridcloudError as error:  # the store fails: the job is still in line there
+            log.error("job not placed; will try again", job=job.id, error=str(error))
+            return
+        finally:
             self._placing.discard(job.id)
             self._tasks.pop(job.id, None)
-            if job.id in self._canceled:
-                await self._end(job, Outcome(reason="canceled"), "canceled before it began")
             self._wake.set()
-            return
-        canceled = job.id in self._canceled
-        job = job.model_copy(update={"cancel_requested": canceled})
-        self._placing.discard(job.id)
-        await self._run(self._driver(job, lease), lease)
+        self._follow(driver, lease)
+
+    async def _refused(self, job: Job, lease: Lease, offer: Offer, error: GridcloudError) -> None:
+        loop = asyncio.get_running_loop()
+        self._shunned[(offer.peer, offer.provider)] = loop.time() + _SHUN_A_REFUSER_FOR
+        loop.call_later(_SHUN_A_REFUSER_FOR, self._wake.set)
+        await self._leasing.release(lease, str(error))
+        job = job.model_copy(update={"lease_id": None, "site": None, "provider": None})
+        await self._jobs.save(job, f"refused by {offer.place}: {error}")
+        if job.id in self._canceled:
+            await self._end(job, Outcome(reason="canceled"), "canceled before it began")
 
     def _driver(self, job: Job, lease: Lease) -> JobDriver:
         place = self._places.open(job, lease)
@@ -203,16 +210,23 @@ class Scheduler:
         self._drivers[job.id] = driver
         return driver
 
-    def _follow(self, job: Job, lease: Lease) -> None:
-        driver = self._driver(job, lease)
-        self._tasks[job.id] = asyncio.create_task(self._run(driver, lease), name=f"job {job.id}")
+    def _follow(self, driver: JobDriver, lease: Lease) -> None:
+        job_id = driver.job.id
+        self._tasks[job_id] = asyncio.create_task(self._run(driver, lease), name=f"job {job_id}")
 
     async def _run(self, driver: JobDriver, lease: Lease) -> None:
-        job = await driver.drive()
-        await self._leasing.release(lease, f"job {job.id} ended")
-        self._drivers.pop(job.id, None)
-        self._tasks.pop(job.id, None)
-        self._canceled.discard(job.id)
+        job_id = driver.job.id
+        while True:
+            try:
+                await driver.drive()
+                await self._leasing.release(lease, f"job {job_id} ended")
+                break
+            except (InterruptedByStore, GridcloudError) as error:
+                log.error("job interrupted; will try again", job=job_id, error=str(error))
+                await asyncio.sleep(_LOOK_AGAIN_AFTER)
+        self._drivers.pop(job_id, None)
+        self._tasks.pop(job_id, None)
+        self._canceled.discard(job_id)
         async with self._ended:
             self._ended.notify_all()
         self._wake.set()

@@ -117,8 +117,7 @@ class Site:
         running = await self.jobs.listed(_NOT_ENDED)
         for job in running:
             await self.scheduler.cancel(job.id)
-        for job in running:
-            await self.scheduler.wait(job.id, 30)
+        await asyncio.gather(*(self.scheduler.wait(job.id, 30) for job in running))
         for lease in await self._leases.live():
             if lease.role is LeaseRole.LENT:
                 await self._lending.end(lease, "the site is going away")
@@ -314,7 +313,7 @@ class Site:
     async def _mend(self, *, starting: bool) -> None:
         """Bring leases, jobs and what providers have into agreement."""
         made = await self._leasing.made()
-        jobs = [job.id for job in await self.jobs.listed(_NOT_ENDED)]
+        jobs = {job.id: job.lease_id for job in await self.jobs.listed(_NOT_ENDED)}
         leases = await self._leases.live()
         mending = reconcile(leases, jobs, made, datetime.now(UTC), starting=starting)
         for lease, reason in mending.release:
