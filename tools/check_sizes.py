@@ -13,7 +13,9 @@ MOST, REASON_OVER = 600, 400
 
 def complaints() -> list[str]:
     """Return one line for each module that is too long."""
-    listed = subprocess.run(["git", "ls-files", "*.py", ":!tests"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py", ":!tests"], capture_output=True, text=True, check=True
+    )
     found = []
     for path in map(Path, listed.stdout.splitlines()):
         if not path.exists():

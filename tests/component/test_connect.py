@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gridcloud.access import connect as module
 from gridcloud.access import keys
 from gridcloud.access.certificates import UserCA
 from gridcloud.access.connect import Credentials, connect, fetch_host_keys
@@ -257,19 +258,31 @@ async def test_missing_agent_is_told(machine, tmp_path):
         await connect(endpoint(machine), Credentials(agent=str(tmp_path / "none")))
 
 
-async def test_connection_through_a_jump_host_ends_with_it(machine, key):
-    """Both hops are verified, and closing the connection closes the one to the gateway."""
+async def test_connection_through_a_jump_host_ends_with_it(machine, key, monkeypatch):
+    """Both hops are verified, and the connection to the gateway goes with the one beyond."""
+    gateways = []
+
+    class Recording(module._Tunnel):
+        def __init__(self, gateway):
+            gateways.append(gateway)
+            super().__init__(gateway)
+
+    monkeypatch.setattr(module, "_Tunnel", Recording)
     hop = endpoint(machine)
     connection = await connect(endpoint(machine, gateway=hop), Credentials(key=key))
-    gateway = connection._tunnel if hasattr(connection, "_tunnel") else None
     assert (await connection.run("true")).exit_status == 0
     connection.close()
     await connection.wait_closed()
-    if gateway is not None:
-        assert gateway._gateway.is_closed()
-    with pytest.raises(Forbidden, match="changed"):
-        other = (keys.public_line(keys.ephemeral()),)
-        await connect(endpoint(machine, host_keys=other, gateway=hop), Credentials(key=key))
+    await asyncio.wait_for(gateways[0].wait_closed(), 20)
+    other = (keys.public_line(keys.ephemeral()),)
+    for wrong in (
+        endpoint(machine, host_keys=other, gateway=hop),
+        endpoint(machine, gateway=endpoint(machine, host_keys=other)),
+    ):
+        with pytest.raises(Forbidden, match="changed"):
+            await connect(wrong, Credentials(key=key))
+    assert len(gateways) == 2
+    await asyncio.wait_for(gateways[1].wait_closed(), 20)
 
 
 async def test_large_files_pass_over_sftp_unharmed(machine, key, tmp_path):

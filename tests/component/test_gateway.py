@@ -171,6 +171,15 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def buffered(gateway):
+    """How much the gateway has sent that its clients have not taken."""
+    return sum(
+        channel.get_write_buffer_size()
+        for one in gateway.standing
+        for channel in one._connection._channels.values()
+    )
+
+
 async def until(condition):
     """Wait for what must come soon."""
     async with asyncio.timeout(20):
@@ -360,15 +369,33 @@ async def test_much_output_and_input_are_complete(scene):
 async def test_slow_reader_holds_the_command_back(scene):
     """A client that does not read stops the command, not the gateway's memory."""
     async with await scene.connect() as connection:
-        process = await connection.create_process("yes", encoding=None)
+        process = await connection.create_process("yes", encoding=None, window=65536)
         await process.stdout.read(1)
-        await until(lambda: psutil.Process(scene.guest.pids[0]).status() == "sleeping")
-        before = psutil.Process(scene.guest.pids[0]).cpu_times()
+        await until(lambda: buffered(scene.gateway))
+        await asyncio.sleep(0.3)
+        assert buffered(scene.gateway) < 2 * 2**20
         assert (await connection.run("echo still here")).stdout == "still here\n"
-        await asyncio.sleep(0.2)
-        assert psutil.Process(scene.guest.pids[0]).cpu_times() == before
         process.close()
     await until(lambda: not psutil.pid_exists(scene.guest.pids[0]))
+
+
+async def test_command_that_does_not_read_holds_its_client_back(scene):
+    """Input nobody reads stays with who sends it: the gateway takes some windows of it at most."""
+    async with await scene.connect() as connection:
+        process = await connection.create_process("sleep 1000", encoding=None)
+        process.stdin.write(bytes(40 * 2**20))
+        await until(lambda: process.channel.get_write_buffer_size() < 36 * 2**20)
+        await asyncio.sleep(0.3)
+        assert process.channel.get_write_buffer_size() > 20 * 2**20
+        process.channel.abort()
+    await until(lambda: not psutil.pid_exists(scene.guest.pids[0]))
+
+
+async def test_output_that_comes_after_the_end_is_waited_for(scene):
+    """As with sshd, what a command left behind may still write to its output."""
+    async with await scene.connect() as connection:
+        done = await connection.run("(sleep 0.2; echo late) & echo early; exit 5")
+    assert (done.stdout, done.exit_status) == ("early\nlate\n", 5)
 
 
 async def test_command_that_does_not_read_ends_all_the_same(scene):
@@ -788,17 +815,12 @@ async def test_sending_without_reading_does_not_fill_the_memory(scene):
         writer.write(packet(b"\x01", (3).to_bytes(4, "big")))
         writer.write(packet(b"\x03", bytes(4), text(b"big"), (1).to_bytes(4, "big"), bytes(4)))
         await reader.read(1)
-        channels = [
-            channel
-            for one in scene.gateway.standing
-            for channel in one._connection._channels.values()
-        ]
         for number in range(200):  # 200 × 1 MiB asked for
             ask = (number.to_bytes(4, "big"), text(bytes(4)), bytes(8), (2**20).to_bytes(4, "big"))
             writer.write(packet(b"\x05", *ask))
-        await until(lambda: any(channel.get_write_buffer_size() for channel in channels))
+        await until(lambda: buffered(scene.gateway))
         await asyncio.sleep(0.2)
-        assert sum(channel.get_write_buffer_size() for channel in channels) < 3 * 2**20
+        assert buffered(scene.gateway) < 3 * 2**20
         writer.channel.abort()
 
 

@@ -56,13 +56,20 @@ def invite(name: str, roles: tuple[str, ...], valid_for: timedelta, *, json_: bo
 @community.command()
 @click.option("--as", "site_name", metavar="NAME", help="The name to be known by.")
 @as_json
-@click.argument("code")
-def join(code: str, site_name: str | None, *, json_: bool) -> None:
-    """Join the community that the code CODE admits to ("-" reads it from standard input)."""
+@click.argument("code", required=False)
+def join(code: str | None, site_name: str | None, *, json_: bool) -> None:
+    """Join the community that a join code admits to.
+
+    Without CODE it is asked for, or read from standard input, and so stays out of the shell's
+    history and the list of processes.
+    """
     from gridcloud.client import Client
 
-    if code == "-":
-        code = sys.stdin.read().strip()
+    if code is None and sys.stdin.isatty():
+        code = str(click.prompt("join code", hide_input=True))
+    elif code is None:
+        code = sys.stdin.read()
+    code = code.strip()
     with Client() as client:
         joined = client.join_community(code, site_name)
     print_json(joined) if json_ else click.echo(f"joined {joined.id}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SHELL_VARIABLES = ("PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG", "LC_ALL", "TZ")
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option(
     "--in",
     "inputs",
@@ -74,8 +74,8 @@ def run(
 ) -> int:
     """Run COMMAND in a fresh job folder, here or wherever its need fits.
 
-    Its output appears live, its exit status becomes this command's. Ctrl-C cancels it. Put the
-    command behind "--" so that its own options are left alone:
+    Its output appears live, its exit status becomes this command's. Ctrl-C cancels it. All
+    options come before the command; "--" in front of it keeps the two apart for the eye:
 
         gridcloud run --cpus 2 --in data.csv --out 'plot.png' -- python analyse.py data.csv
 

@@ -8,10 +8,9 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from gridcloud.data.at_once import each
 from gridcloud.data.files import Files
 from gridcloud.errors import Forbidden, InvalidSpec
-
-_COPIES_AT_ONCE = 8
 
 
 def check_inputs(paths: Iterable[str]) -> None:
@@ -20,27 +19,29 @@ def check_inputs(paths: Iterable[str]) -> None:
     Raises `InvalidSpec` naming the first culprit, so that nothing is queued that cannot start.
     """
     for path in paths:
-        for found in _walk(Path(path)):
+        for found in _walk(Path(path), ()):
+            shown = os.fsencode(found).decode(errors="replace")
             try:
                 mode = found.stat().st_mode
             except OSError as error:
-                raise InvalidSpec(f"The input {found} cannot be used: {error.strerror}.") from error
+                raise InvalidSpec(f"The input {shown} cannot be used: {error.strerror}.") from error
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise InvalidSpec(f"The input {found} is neither a file nor a folder.")
+                raise InvalidSpec(f"The input {shown} is neither a file nor a folder.")
             wanted = os.R_OK | (os.X_OK if stat.S_ISDIR(mode) else 0)
             if not os.access(found, wanted):
-                raise InvalidSpec(f"The input {found} may not be read by this site.")
+                raise InvalidSpec(f"The input {shown} may not be read by this site.")
 
 
-def _walk(top: Path) -> Iterator[Path]:
-    yield top
-    seen = set()
-    for folder, folders, files in os.walk(top, followlinks=True):
-        identity = Path(folder).stat()
-        if (key := (identity.st_dev, identity.st_ino)) in seen:
-            raise InvalidSpec(f"The input {top} holds a link that leads round in a circle.")
-        seen.add(key)
-        yield from (Path(folder) / name for name in (*folders, *files))
+def _walk(path: Path, around: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Yield a path and all in it, links followed; ``around`` tells the folders it is in."""
+    yield path
+    if path.is_dir():
+        found = path.stat()
+        if (me := (found.st_dev, found.st_ino)) in around:
+            shown = os.fsencode(path).decode(errors="replace")
+            raise InvalidSpec(f"The input {shown} is a link that leads round in a circle.")
+        for inner in path.iterdir():
+            yield from _walk(inner, (*around, me))
 
 
 async def stage_in(files: Files, inputs: Iterable[str], work: str) -> None:
@@ -57,21 +58,23 @@ async def stage_out(
     Each appears whole or not at all. Raises `Forbidden` when a name would leave ``into``: the
     list comes from the machine, which may not be ours.
     """
+    if not outputs:
+        return
+    targets = await asyncio.to_thread(_targets, work, outputs, into)
+
+    async def fetch(one: tuple[str, Path, int]) -> None:
+        await files.get(*one)
+
+    await each(targets, fetch)
+
+
+def _targets(
+    work: str, outputs: Iterable[tuple[str, int]], into: Path
+) -> list[tuple[str, Path, int]]:
+    """Return what is copied from where to where. Blocks."""
     targets = [(f"{work}/{name}", confined(into, name), size) for name, size in outputs]
-    if targets:
-        await asyncio.to_thread(into.mkdir, parents=True, exist_ok=True)
-    gate = asyncio.Semaphore(_COPIES_AT_ONCE)
-
-    async def fetch(source: str, target: Path, size: int) -> None:
-        async with gate:
-            await files.get(source, target, size)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for source, target, size in targets:
-                group.create_task(fetch(source, target, size))
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
+    into.mkdir(parents=True, exist_ok=True)
+    return targets
 
 
 def confined(into: Path, name: str) -> Path:
@@ -81,6 +84,6 @@ def confined(into: Path, name: str) -> Path:
         raise Forbidden(f"The machine names an output {name!r} that leaves the folder {into}.")
     target = into / path
     inside = os.path.realpath(into)
-    if not os.path.realpath(target.parent).startswith((inside + "/", inside)):
+    if os.path.commonpath([inside, os.path.realpath(target.parent)]) != inside:
         raise Forbidden(f"{target.parent} is a link that leads out of {into}; nothing was written.")
     return target

@@ -5,17 +5,38 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from gridcloud.errors import GridcloudError, NotFound, TimedOut, Unavailable
+from gridcloud.errors import (
+    Conflict,
+    Forbidden,
+    GridcloudError,
+    InvalidSpec,
+    NotFound,
+    TimedOut,
+    Unavailable,
+)
+from gridcloud.executors.frames import frames
 from gridcloud.executors.shells import Conversation, Shell
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.job import Ending, Outcome
+from gridcloud.model.lease import PLACE_GONE_STATUS
 
-_CHUNK = 256 * 1024
-_NO_PYTHON = 127
+_NO_COMMAND = 127
+#: The supervisor's error codes → what they are here, and the next step. Whatever is retryable is
+#: tried again for as long as the lease lasts, so only what may pass by itself is.
+_ERRORS: dict[str, tuple[type[GridcloudError], str]] = {
+    "disk-full": (Conflict, "Free space on the machine's disk, then run the job again."),
+    "not-writable": (Forbidden, "Make the folder writable there for the user that logs in."),
+    "os-error": (Unavailable, "Look at the machine's disk and its limits for that user."),
+    "invalid-request": (InvalidSpec, "The job folder there may have been changed by hand."),
+    "not-started": (NotFound, "Its folder was removed from the machine; run the job again."),
+    "start-failed": (Conflict, "Look at the limits on processes and memory there."),
+    "timed-out": (TimedOut, "Some process there cannot be ended; look at it."),
+    "old-python": (NotFound, "Install Python 3.8 or newer as python3 on the machine."),
+}
 
 
 class Launch(Frozen):
@@ -101,7 +122,7 @@ class Executor:
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         frame: dict[str, Any] = {}
         async with self._shell.converse(_line(request)) as conversation:
-            async for frame, _ in _frames(conversation):
+            async for frame, _ in frames(conversation.reader):
                 if frame["event"] == "error":
                     raise _error(frame)
             await _expect_frame(frame, conversation)
@@ -117,7 +138,7 @@ class Executor:
         async with self._shell.converse(line) as conversation:
             with contextlib.ExitStack() as files:
                 sinks: dict[str, IO[bytes]] = {}
-                async for frame, data in _frames(conversation):
+                async for frame, data in frames(conversation.reader):
                     match frame["event"]:
                         case "output":
                             stream = str(frame["stream"])
@@ -148,49 +169,40 @@ def _line(request: dict[str, Any]) -> bytes:
     return json.dumps(request).encode() + b"\n"
 
 
-async def _frames(conversation: Conversation) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
-    reader = conversation.reader
-    while header := await reader.readline():
-        try:
-            frame = json.loads(header)
-            if frame["event"] != "output":
-                yield frame, b""
-                continue
-            left = int(frame["size"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise Unavailable(
-                f"The machine answered with something else than the supervisor: {header[:200]!r}.",
-                hint="A login script that prints text must print it for interactive shells only.",
-            ) from error
-        while left > 0:
-            data = await reader.read(min(left, _CHUNK))
-            if not data:
-                return
-            left -= len(data)
-            yield frame, data
-
-
 async def _expect_frame(frame: dict[str, Any], conversation: Conversation) -> None:
     """Turn a supervisor that ended without an answer into an error that says why."""
     if frame:
         return
     status, errors = await conversation.ended()
-    if status == _NO_PYTHON:
+    if status is None:
+        raise Unavailable(
+            "The connection to the machine was cut.",
+            hint="What runs there goes on; it is picked up when the machine is back.",
+        )
+    if status == PLACE_GONE_STATUS:
+        raise NotFound(errors.strip().removeprefix("gridcloud: "))
+    # A csh that finds no command says so with a status of 1.
+    if status == _NO_COMMAND or (status and "python3: command not found" in errors.lower()):
         raise NotFound(
             "There is no python3 on the machine.",
-            hint="Install Python 3.8 or newer there; nothing else is needed.",
+            hint="Install Python 3.8 or newer there, where a login without terminal finds it.",
         )
-    detail = errors.strip().splitlines()[-1:] or ["the connection was cut"]
-    raise Unavailable(f"The machine gave no answer: {detail[0]} (status {status}).")
+    said = errors.strip().splitlines()[-1:] or ["nothing"]
+    raise Unavailable(
+        f"The machine did not run the supervisor: status {status}, and it said {said[0]!r}.",
+        hint="Check that a command can be run there: ssh USER@HOST python3 --version.",
+    )
 
 
 def _error(frame: dict[str, Any]) -> GridcloudError:
     code, message = str(frame.get("code", "")), str(frame.get("message", ""))
-    if code == "old-python":
-        return NotFound(message, hint="Install Python 3.8 or newer as python3 on the machine.")
-    if code == "timed-out":
-        return TimedOut(message)
-    return Unavailable(message)
+    kind, hint = _ERRORS.get(code, (Unavailable, "The machine may run another gridcloud."))
+    return kind(_shown(message), hint=hint)
+
+
+def _shown(text: str) -> str:
+    """Return text that can be written down: names on a machine need not be UTF-8."""
+    return text.encode(errors="replace").decode()
 
 
 def _ended(frame: dict[str, Any]) -> Ending:
@@ -205,6 +217,6 @@ def _ended(frame: dict[str, Any]) -> Ending:
     return Ending(
         outcome=outcome,
         outputs=tuple((str(p), int(s)) for p, s in frame.get("outputs", [])),
-        unmatched=tuple(frame.get("unmatched", [])),
-        escaping=tuple(frame.get("escaping", [])),
+        unmatched=tuple(map(_shown, frame.get("unmatched", []))),
+        escaping=tuple(map(_shown, frame.get("escaping", []))),
     )

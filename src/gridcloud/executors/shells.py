@@ -17,25 +17,20 @@ from typing import Protocol
 import asyncssh
 
 from gridcloud.access.session import SSHSession
+from gridcloud.errors import TimedOut
+from gridcloud.executors.frames import Reader
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 # The supervisor's text comes first on standard input: nothing needs to be on the machine.
+# Free of single quotes and backslashes, which login shells (sh, csh, fish) read differently. All
+# that was printed before the mark is noise of the login shell.
+_MARK = "gridcloud-supervisor-begins"
 _BOOTSTRAP = (
-    "import sys;"
-    "exec(compile(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())),'supervisor','exec'))"
+    f'import sys;print("{_MARK}",flush=True);'
+    'exec(compile(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())),"supervisor","exec"))'
 )
-
-
-class Reader(Protocol):
-    """The bytes a supervisor prints."""
-
-    async def readline(self) -> bytes:
-        """Return the next line with its end, or b"" at the end."""
-        ...
-
-    async def read(self, size: int) -> bytes:
-        """Return at most ``size`` bytes, b"" at the end."""
-        ...
+#: How long a machine may take to log in and start Python.
+_START_SECONDS = 60.0
 
 
 class Conversation(Protocol):
@@ -88,7 +83,6 @@ class LocalShell:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
-            limit=2**20,
         )
         try:
             assert process.stdin
@@ -108,18 +102,46 @@ class LocalShell:
 
 
 class _SSHConversation:
+    """``noise`` is what the login shell printed, to be told when there is nothing better."""
+
     def __init__(self, process: asyncssh.SSHClientProcess[bytes]) -> None:
         self._process = process
-        self.reader: Reader = process.stdout
+        self._noise = b""
+        self.reader: Reader = self
+
+    async def past_noise(self) -> None:
+        """Wait until Python is there; whether it came, the frames tell."""
+        mark = f"{_MARK}\n".encode()
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._process.stdout.readuntil(mark)
+        except asyncio.IncompleteReadError as error:
+            self._noise = error.partial[-4096:]
+        except (asyncssh.Error, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise TimedOut(
+                    f"The machine did not start Python within {_START_SECONDS:g} s.",
+                    hint="Log in there and look what keeps 'python3 -c pass' from ending.",
+                ) from error
+
+    async def read(self, size: int) -> bytes:
+        """Return what comes next; a connection that was cut is an end, as `ended` tells."""
+        try:
+            return await self._process.stdout.read(size)
+        except (asyncssh.Error, OSError):
+            return b""
 
     async def ended(self) -> tuple[int | None, str]:
-        errors = await self._process.stderr.read(4096)
-        await self._process.wait_closed()
-        return self._process.exit_status, errors.decode(errors="replace")
+        try:
+            errors = await self._process.stderr.read(4096)
+            await self._process.wait_closed()
+        except (asyncssh.Error, OSError):
+            return None, ""
+        return self._process.exit_status, (errors or self._noise).decode(errors="replace")
 
 
 class SSHShell:
-    """Runs the supervisor over SSH; the connection is shared and made anew when it breaks."""
+    """Runs the supervisor over SSH; connections are shared and made anew when they break."""
 
     files_are_here = False
 
@@ -130,16 +152,13 @@ class SSHShell:
     async def converse(self, request: bytes) -> AsyncIterator[Conversation]:
         """See `Shell`. Raises `GridcloudError` when the machine cannot be reached."""
         source = _supervisor_source()
-        command = f"python3 -c {shlex.quote(_BOOTSTRAP)}"
-        process = await self._session.start(command)
-        try:
-            with contextlib.suppress(BrokenPipeError, ConnectionError, asyncssh.Error):
+        async with self._session.process(f"python3 -c {shlex.quote(_BOOTSTRAP)}") as process:
+            with contextlib.suppress(asyncssh.Error, OSError):
                 process.stdin.write(b"%d\n" % len(source) + source + request)
-                await process.stdin.drain()
                 process.stdin.write_eof()
-            yield _SSHConversation(process)
-        finally:
-            process.close()
+            conversation = _SSHConversation(process)
+            await conversation.past_noise()
+            yield conversation
 
 
 @cache

@@ -39,6 +39,10 @@ class Machine(Frozen):
     sandbox: bool = False
 
 
+#: What a gateway's commands exit with once the place is gone for good; their stderr says why.
+PLACE_GONE_STATUS = 254
+
+
 class LeaseState(StrEnum):
     """The life of a lease; INTENT is written before a provider is asked for anything."""
 

@@ -8,7 +8,7 @@ A provider is a folder in this room (or another package), one entry point in the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -112,6 +112,18 @@ def read_section(model: type[S], name: str, section: dict[str, Any]) -> S:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
+        known = ", ".join(model.model_fields)
         raise InvalidSpec(
-            f"[providers.{name}] {field}: {first['msg']} (found {first['input']!r})."
+            f"[providers.{name}] {field}: {_expected(first)}.",
+            hint=f"The settings of this kind are: {known}.",
         ) from error
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    match error["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return "there is no such setting"
+    text = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
+    return f"{text} (found {error['input']!r})"

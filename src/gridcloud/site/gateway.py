@@ -26,13 +26,14 @@ from gridcloud.access.certificates import UserCA
 from gridcloud.access.keys import load_or_create, public_line
 from gridcloud.access.sftp_server import ConfinedSFTPServer
 from gridcloud.errors import GridcloudError, Unavailable
-from gridcloud.model.lease import Endpoint
+from gridcloud.model.lease import PLACE_GONE_STATUS, Endpoint
 
 LOGIN_SECONDS = 20
 PENDING_LOGINS_LIMIT = 64
-CONNECTIONS_PER_LEASE_LIMIT = 32
-SESSIONS_PER_CONNECTION_LIMIT = 64
-_WINDOW_BYTES = 32 * 1024 * 1024
+CONNECTIONS_PER_LEASE_LIMIT = 8
+SESSIONS_PER_CONNECTION_LIMIT = 32
+# Each session may hold two windows of input nobody reads, so it is smaller than a client's.
+_WINDOW_BYTES = 8 * 1024 * 1024
 _CHUNK_BYTES = 256 * 1024
 # A lease may be renewed or given back early, and clocks are set: how long that goes unnoticed
 # when nobody calls `Gateway.cut`.
@@ -348,7 +349,7 @@ class _Session(asyncssh.SSHServerProcess[bytes]):
     async def _serve(self) -> None:
         guest = self._connection.guest()
         if guest is None:
-            self._refuse("The lease has ended.")
+            self._refuse("The lease has ended.", PLACE_GONE_STATUS)
             return
         command = self.command if self.command is not None else "exec /bin/sh"
         if "\0" in command:
@@ -357,7 +358,7 @@ class _Session(asyncssh.SSHServerProcess[bytes]):
         try:
             status = await self._run(guest, command)
         except GridcloudError as error:
-            self._refuse(str(error))
+            self._refuse(str(error), _REFUSED if error.retryable else PLACE_GONE_STATUS)
         except OSError as error:
             self._refuse(f"The command could not be started: {error.strerror}.")
         else:
@@ -399,10 +400,10 @@ class _Session(asyncssh.SSHServerProcess[bytes]):
         else:
             self.exit(status)
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, status: int = _REFUSED) -> None:
         if not self._lost.is_set():
             self.stderr.write(f"gridcloud: {reason}\n".encode())
-            self.exit(_REFUSED)
+            self.exit(status)
 
 
 class _Sink(asyncio.BaseProtocol):

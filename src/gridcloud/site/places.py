@@ -11,7 +11,7 @@ from gridcloud.data.staging import stage_in, stage_out
 from gridcloud.executors.executor import Executor, Launch
 from gridcloud.executors.shells import LocalShell, SSHShell
 from gridcloud.model.job import Ending, Job
-from gridcloud.model.lease import Lease, LeaseRole
+from gridcloud.model.lease import Endpoint, Lease, LeaseRole
 from gridcloud.site.logs import Logs
 
 GRACE_AT_LIMITS = 5.0
@@ -90,13 +90,13 @@ class Place:
 
 
 class Places:
-    """Opens places. The site's own SSH machines share one connection each; a borrowed place has
-    its own, closed when the job ends."""
+    """Opens places. All jobs on one of the site's own SSH machines share a session; a borrowed
+    place has its own, closed when the job ends."""
 
     def __init__(self, logs: Logs, dial: Callable[[Lease], SSHSession]) -> None:
         self._logs = logs
         self._dial = dial
-        self._sessions: dict[str, SSHSession] = {}
+        self._sessions: dict[tuple[str, Endpoint], SSHSession] = {}
 
     def open(self, job: Job, lease: Lease) -> Place:
         """Return the job's place; nothing is contacted yet."""
@@ -130,7 +130,11 @@ class Places:
             session = self._dial(lease)
             close = session.close
         else:
-            session = self._sessions.setdefault(lease.provider, self._dial(lease))
+            # By where it is as well: a name may be given to another machine.
+            which = (lease.provider, machine.endpoint)
+            if which not in self._sessions:
+                self._sessions[which] = self._dial(lease)
+            session = self._sessions[which]
             close = _nothing
         return Executor(SSHShell(session), machine.folder), SFTPFiles(session), close
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import asyncssh
+from pydantic import ValidationError
 
 from gridcloud.access.connect import Credentials, connect
 from gridcloud.access.session import SSHSession
-from gridcloud.errors import Forbidden, GridcloudError, NotFound
+from gridcloud.errors import Forbidden, GridcloudError, NotFound, Unavailable
 from gridcloud.executors.executor import Executor
 from gridcloud.executors.shells import SSHShell
 from gridcloud.model.lease import Endpoint, Lease, LeaseRole
 from gridcloud.providers.base import MachineFacts, Provider
 from gridcloud.site.keyring import Keyring
+
+_FACTS = tuple(MachineFacts.model_fields)
 
 
 class Reaching:
@@ -37,28 +40,36 @@ class Reaching:
                 return await connect(endpoint, Credentials(key=key, certificate=certificate))
 
             return SSHSession(dial)
-        return self._own_session(endpoint, self._identity(lease.provider))
+        return self._own_session(endpoint, lambda: self._identity(lease.provider))
 
     async def probe(self, endpoint: Endpoint, identity: Path | None) -> MachineFacts:
         """Log in and look what is there; see `gridcloud.providers.base.ProviderContext`."""
-        session = self._own_session(endpoint, identity)
+        session = self._own_session(endpoint, lambda: identity)
         try:
             facts = await Executor(SSHShell(session), "").probe()
         finally:
             await session.close()
-        names = ("python", "cpus", "memory_bytes", "gpus", "hostname")
-        return MachineFacts(**{name: facts[name] for name in names})
+        try:
+            return MachineFacts.model_validate({name: facts.get(name) for name in _FACTS})
+        except ValidationError as error:
+            raise Unavailable(
+                f"{endpoint.host} describes itself in a way that makes no sense: {facts!r}.",
+                hint="Check what python3 is there.",
+            ) from error
 
-    def _own_session(self, endpoint: Endpoint, identity: Path | None) -> SSHSession:
+    def _own_session(self, endpoint: Endpoint, identity: Callable[[], Path | None]) -> SSHSession:
         async def dial() -> asyncssh.SSHClientConnection:
-            return await connect(endpoint, _own_credentials(identity))
+            return await connect(endpoint, _own_credentials(identity()))
 
         return SSHSession(dial)
 
     def _identity(self, provider: str) -> Path | None:
         found = self._providers.get(provider)
         if found is None:
-            raise NotFound(f"The provider {provider!r} is no longer in the settings.")
+            raise NotFound(
+                f"The provider {provider!r} is no longer in the settings, or does not load.",
+                hint="Put its section back to reach what runs there.",
+            )
         identity = getattr(found, "identity", None)
         if identity is not None and not isinstance(identity, Path):
             raise GridcloudError(f"Provider {provider!r} names no identity file.")

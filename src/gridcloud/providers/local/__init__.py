@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from gridcloud.errors import NotFound
+from gridcloud.errors import GridcloudError, NotFound
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.lease import Lease, LeaseRole, Machine
 from gridcloud.model.need import Resources
@@ -96,8 +96,18 @@ class LocalProvider(Provider, Lender):
         descriptors: tuple[int, int, int],
         env: Mapping[str, str],
     ) -> int:
-        """Run a command line in the lease's sandbox on these descriptors; return its status."""
-        return await sandbox.run(self._folder(lease_id), command, *descriptors, env)
+        """Run a command line in the lease's sandbox on these descriptors; return its status.
+
+        Raises `NotFound` with the reason once the sandbox has ended, for that is for good.
+        """
+        folder = self._folder(lease_id)
+        try:
+            return await sandbox.run(folder, command, *descriptors, env)
+        except GridcloudError as error:
+            state = await asyncio.to_thread(sandbox.state, folder)
+            if state.phase == "running":
+                raise
+            raise NotFound(f"The sandbox has ended: {state.message}") from error
 
     def home(self, lease_id: str) -> Path:
         """Return where the guest's home lies on this host."""

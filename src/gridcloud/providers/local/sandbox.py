@@ -186,6 +186,7 @@ async def _start_keeper(folder: Path) -> None:
             raise Unavailable(f"The sandbox did not start in {START_SECONDS} s.") from error
         raise
     if starter.returncode:
+        await asyncio.to_thread(_end, folder, START_SECONDS)
         raise explain(told.decode(errors="replace").strip().removesuffix("."))
 
 

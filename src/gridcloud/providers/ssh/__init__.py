@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -19,11 +20,14 @@ from gridcloud.settings import Bytes
 _TRUST_A_PROBE_FOR = timedelta(minutes=5)
 _RETRY_A_FAILED_PROBE_AFTER = timedelta(seconds=30)
 
+HostKey = Annotated[str, Field(pattern=r"^(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?$")]
+
 
 class SSHSection(Frozen):
     """``[providers.NAME]`` with ``kind = "ssh"``.
 
-    ``host_keys`` are the public key lines the machine may show; without one it is never used.
+    ``host_keys`` are the public key lines the machine may show, as in its ``/etc/ssh/*.pub``;
+    without one it is never used.
     ``identity`` is a private key file; without it the user's SSH agent and default keys serve.
     ``cpus``, ``memory`` and ``gpus`` bound what is used; without them all the machine has.
     """
@@ -31,7 +35,7 @@ class SSHSection(Frozen):
     host: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[^\s@/-][^\s@/]*$")]
     port: Annotated[int, Field(ge=1, le=65535)] = 22
     user: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s:-][^\s:]*$")]
-    host_keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    host_keys: Annotated[tuple[HostKey, ...], Field(min_length=1)]
     identity: Path | None = None
     cpus: Annotated[int, Field(ge=1)] | None = None
     memory: Annotated[Bytes, Field(ge=2**20)] | None = None
@@ -49,6 +53,8 @@ class SSHProvider(Provider):
         self._facts: MachineFacts | None = None
         self._problem = ""
         self._known_until = 0.0
+        self._looked = False
+        self._look: asyncio.Task[None] | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -64,17 +70,15 @@ class SSHProvider(Provider):
         return self.section.identity.expanduser() if self.section.identity else None
 
     async def capacity(self) -> Capacity:
-        """Return the machine's size, looked up at most every few minutes."""
-        if monotonic() >= self._known_until:
-            try:
-                self._facts = await self.context.probe(self.endpoint, self.identity)
-                self._problem, trust = "", _TRUST_A_PROBE_FOR
-            except GridcloudError as error:
-                self._problem, trust = str(error), _RETRY_A_FAILED_PROBE_AFTER
-            self._known_until = monotonic() + trust.total_seconds()
+        """Return the machine's size as last seen. Only the first call waits for a look at it;
+        later ones start a look in the background when it is time."""
+        if self._look is None and monotonic() >= self._known_until:
+            self._look = asyncio.create_task(self._look_there(), name=f"look at {self.name}")
+        if self._look is not None and not self._looked:
+            await asyncio.shield(self._look)
         section, facts = self.section, self._facts
         resources = Resources(
-            cpus=section.cpus or (facts.cpus if facts else 1),
+            cpus=section.cpus or (facts.cpus if facts else 0),
             memory_bytes=section.memory or (facts.memory_bytes if facts else 0),
             gpus=section.gpus if section.gpus is not None else (facts.gpus if facts else 0),
         )
@@ -85,8 +89,26 @@ class SSHProvider(Provider):
 
     async def check(self) -> Capacity:
         """Log in and look, now."""
-        self._known_until = 0.0
+        await self.close()
+        self._known_until, self._looked = 0.0, False
         return await self.capacity()
+
+    async def close(self) -> None:
+        """End a look that is under way."""
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.gather(self._look, return_exceptions=True)
+
+    async def _look_there(self) -> None:
+        trust = _RETRY_A_FAILED_PROBE_AFTER
+        try:
+            self._facts = await self.context.probe(self.endpoint, self.identity)
+            self._problem, trust = "", _TRUST_A_PROBE_FOR
+        except GridcloudError as error:
+            self._problem = str(error)
+        finally:
+            self._known_until = monotonic() + trust.total_seconds()
+            self._looked, self._look = True, None
 
     async def launch(self, lease: Lease) -> Machine:
         """Return the machine; job folders lie below the login folder, one set for each site."""
