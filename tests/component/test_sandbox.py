@@ -677,15 +677,17 @@ async def test_a_failed_launch_leaves_nothing_running(tmp_path, monkeypatch):
 async def test_a_cancelled_launch_leaves_nothing_running(tmp_path):
     """Given up in the middle, a launch takes back what it began."""
     spec = make_spec(tmp_path / "sandbox")
-    for pause in growing_pauses():
-        launching = asyncio.create_task(sandbox.launch(spec))
-        await asyncio.sleep(pause)
-        if not launching.cancel():
-            break
-        with pytest.raises(asyncio.CancelledError):
-            await launching
-        assert not named_in_a_command_line(spec.folder)
-    await sandbox.terminate(spec.folder)
+    try:
+        for pause in growing_pauses():
+            launching = asyncio.create_task(sandbox.launch(spec))
+            await asyncio.sleep(pause)
+            if not launching.cancel():
+                break
+            with pytest.raises(asyncio.CancelledError):
+                await launching
+            assert not named_in_a_command_line(spec.folder)
+    finally:
+        await sandbox.terminate(spec.folder)
 
 
 async def test_a_keeper_killed_at_its_start_leaves_nothing_running(tmp_path):
@@ -694,17 +696,15 @@ async def test_a_keeper_killed_at_its_start_leaves_nothing_running(tmp_path):
         spec = make_spec(tmp_path / f"sandbox-{pause}")
         launching = asyncio.create_task(sandbox.launch(spec))
         await asyncio.sleep(pause)
-        if launching.done():
-            await sandbox.terminate(spec.folder)
-            break
+        through = launching.done()
         if keeper := sandbox._keeper(spec.folder):
             os.kill(keeper, signal.SIGKILL)
-            with contextlib.suppress(Unavailable):
-                await launching
-        else:
+        with contextlib.suppress(Unavailable):
             await launching
         await sandbox.terminate(spec.folder)
         assert not named_in_a_command_line(spec.folder)
+        if through:
+            break
 
 
 async def test_a_stillborn_sandbox_is_found_by_its_command_line(tmp_path):
@@ -727,7 +727,7 @@ def growing_pauses():
 
 
 def named_in_a_command_line(folder: Path) -> bool:
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, check=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "args"], capture_output=True, check=True).stdout
     return os.fsencode(f"{folder}/") in listed or os.fsencode(f"{folder}\n") in listed
 
 

@@ -90,3 +90,11 @@ def test_never_more_than_is_free(needs, sizes):
     for each in offers:
         assert sum(j.spec.need.cpus for j, o in placed if o.site == each.site) <= each.free.cpus
     assert sorted(j.id for j, _ in placed + waiting) == sorted(j.id for j in jobs)
+
+
+def test_an_offer_of_unknown_size_is_worth_waiting_for():
+    """A machine that was never reached may turn out to be large enough."""
+    unknown = offer("away", 0, known=False, problem="unreachable: no route")
+    judged = plan(Need(cpus=64), [unknown])
+    assert judged.possible_later
+    assert judged.verdicts[0].reasons == ("unreachable: no route",)

@@ -13,7 +13,8 @@ class Offer(Frozen):
 
     ``capacity`` is all it has, ``free`` what is not leased now. ``peer`` is the owner's key, None
     on the user's own site. ``max_time`` is the owner's longest lease. ``problem`` says why it
-    cannot serve at the moment (such as an unreachable machine), empty when it can.
+    cannot serve at the moment (such as an unreachable machine), empty when it can. Where
+    ``known`` is false its size was never learned, so that it may turn out to be large enough.
     """
 
     site: str
@@ -22,6 +23,7 @@ class Offer(Frozen):
     community: str | None = None
     capacity: Resources
     free: Resources
+    known: bool = True
     max_time: timedelta | None = None
     isolation: str = ""
     network: bool = True

@@ -32,16 +32,17 @@ def _judge(need: Need, offer: Offer, site: str | None) -> Verdict:
     never = []
     if site is not None and offer.site != site:
         never.append(f"the job is pinned to {site}")
-    never += offer.capacity.lacking(need.resources)
+    if offer.known:
+        never += offer.capacity.lacking(need.resources)
     if need.time and offer.max_time and need.time > offer.max_time:
         longest, wanted = format_duration(offer.max_time), format_duration(need.time)
         never.append(f"lends for {longest} at most, {wanted} are needed")
     if never:
         return Verdict(offer=offer, reasons=tuple(never))
     now = [offer.problem] if offer.problem else []
-    now += [
-        reason.replace("has", "has free now", 1) for reason in offer.free.lacking(need.resources)
-    ]
+    if offer.known:
+        lacking = offer.free.lacking(need.resources)
+        now += [reason.replace("has", "has free now", 1) for reason in lacking]
     return Verdict(offer=offer, reasons=tuple(now), later=bool(now))
 
 

@@ -35,9 +35,13 @@ class MachineFacts(Frozen):
 
 
 class Capacity(Frozen):
-    """What a provider has in all. ``problem`` says why it cannot serve now, empty when it can."""
+    """What a provider has in all. ``problem`` says why it cannot serve now, empty when it can.
+
+    ``known`` is false, together with a problem, where the size was never learned.
+    """
 
     resources: Resources
+    known: bool = True
     problem: str = ""
     detail: str = ""
     isolation: str = ""

@@ -6,13 +6,13 @@
         @pytest.fixture
         def make(self, context): ...     # section, if told -> provider, named "subject"
 
-and may replace the other fixtures. Needs pytest and pytest-asyncio, which gridcloud itself does
-not. Each test is one promise of `gridcloud.providers.base`.
+and may replace the other fixtures. Needs pytest, and pytest-asyncio in its auto mode, which
+gridcloud itself does not. Each test is one promise of `gridcloud.providers.base`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -50,16 +50,30 @@ class ProviderContract:
     role: ClassVar[LeaseRole] = LeaseRole.OWN
 
     @pytest.fixture
-    def context(self, tmp_path: Path) -> ProviderContext:
-        """What the site gives; a probe of an SSH machine finds a small one."""
+    def state_folder(self, tmp_path: Path) -> Path:
+        """Return where the provider may keep things."""
+        return tmp_path / "state"
+
+    @pytest.fixture
+    def probe(self) -> Callable[[Endpoint, Path | None], Awaitable[MachineFacts]]:
+        """Return how an SSH machine is looked at: here, any is a small one that works."""
 
         async def probe(endpoint: Endpoint, identity: Path | None) -> MachineFacts:
             facts = {"python": "3.11.2", "cpus": 4, "memory_bytes": 2**33, "gpus": 0}
             return MachineFacts.model_validate(facts | {"hostname": endpoint.host})
 
+        return probe
+
+    @pytest.fixture
+    def context(
+        self,
+        state_folder: Path,
+        probe: Callable[[Endpoint, Path | None], Awaitable[MachineFacts]],
+    ) -> ProviderContext:
+        """Return what the site gives."""
         return ProviderContext(
             site_key="5e" * 32,
-            state_folder=tmp_path / "state",
+            state_folder=state_folder,
             lending=LendingSettings(enabled=True),
             probe=probe,
         )

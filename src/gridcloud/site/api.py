@@ -79,6 +79,8 @@ def make_app(site: Site, stop: Callable[[], None], token: str | None = None) -> 
     app = FastAPI(
         title="gridcloud site",
         version=__version__,
+        docs_url=None,  # these pages would load scripts from elsewhere
+        redoc_url=None,
         dependencies=[Depends(_bearer(token))] if token else [],
         responses={"default": {"model": Problem}},
     )

@@ -41,7 +41,7 @@ class SiteLeasing:
         self._providers = providers
         self._leases = leases
         self._peers = peers
-        self._giving_back: set[asyncio.Task[None]] = set()
+        self._giving_back: dict[str, asyncio.Task[None]] = {}
 
     async def offers(self) -> list[Offer]:
         """Return the site's own offers and, of peers, those known now."""
@@ -82,16 +82,15 @@ class SiteLeasing:
         return await self._leases.find(lease_id)
 
     async def release(self, lease: Lease, reason: str) -> None:
-        """See `Leasing`. A peer that cannot be told reclaims the loan at its end by itself."""
-        if lease.role is LeaseRole.BORROWED:
-            task = asyncio.create_task(self._peers.give_back(lease))
-            self._giving_back.add(task)
-            task.add_done_callback(self._giving_back.discard)
-        else:
+        """See `Leasing`. A loan is given back beside this, and counts as borrowed until then."""
+        if lease.role is not LeaseRole.BORROWED:
             with contextlib.suppress(NotFound):  # a provider taken out of the settings
                 await self.provider(lease.provider).terminate(lease.id)
-        released = {"state": LeaseState.RELEASED, "reason": reason}
-        await self._leases.save(lease.model_copy(update=released))
+            await self._released(lease, reason)
+        elif lease.id not in self._giving_back:
+            task = asyncio.create_task(self._give_back(lease, reason))
+            self._giving_back[lease.id] = task
+            task.add_done_callback(lambda _: self._giving_back.pop(lease.id))
 
     async def made(self) -> dict[str, list[str]]:
         """Return what each provider has that is ours; one that cannot say is left out."""
@@ -104,15 +103,26 @@ class SiteLeasing:
         return found
 
     async def finish(self) -> None:
-        """Wait a little for loans that are being given back."""
-        if self._giving_back:
-            await asyncio.wait(self._giving_back, timeout=5)
+        """Wait a little for loans that are being given back; the next start sees to the rest."""
+        if tasks := list(self._giving_back.values()):
+            _, late = await asyncio.wait(tasks, timeout=5)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     def provider(self, name: str) -> Provider:
         """Return a provider by its name; raises `NotFound`."""
         if name not in self._providers:
             raise NotFound(f"There is no provider {name!r}.", hint="See 'gridcloud provider list'.")
         return self._providers[name]
+
+    async def _give_back(self, lease: Lease, reason: str) -> None:
+        await self._peers.give_back(lease)
+        await self._released(lease, reason)
+
+    async def _released(self, lease: Lease, reason: str) -> None:
+        released = {"state": LeaseState.RELEASED, "reason": reason}
+        await self._leases.save(lease.model_copy(update=released))
 
     async def _own_offer(self, provider: Provider, live: Iterable[Lease]) -> Offer:
         capacity = await provider.capacity()
@@ -121,6 +131,7 @@ class SiteLeasing:
             provider=provider.name,
             capacity=capacity.resources,
             free=capacity.resources.minus(taken(live, provider.name)),
+            known=capacity.known,
             isolation=capacity.isolation,
             problem=capacity.problem,
         )

@@ -37,6 +37,7 @@ from gridcloud.store.papers import PaperStore
 log = structlog.get_logger()
 #: On top of the time a job may run, for copying its files in and out.
 STAGING_TIME = timedelta(minutes=10)
+_WORD_OF_THE_END = timedelta(minutes=1)
 
 
 class Guest:
@@ -80,6 +81,7 @@ class Lending:
         self._local = local
         self._guests: dict[str, Guest] = {}
         self._deciding = asyncio.Lock()
+        self._dead_since: dict[str, datetime] = {}
         self._gateway: Gateway | None = None
         self.gateway_address = ""
         #: Called when capacity came free or was taken.
@@ -180,6 +182,7 @@ class Lending:
     async def end(self, lease: Lease, reason: str) -> None:
         """End a loan for good: nobody enters any more, and what it gave is removed. Idempotent."""
         self._guests.pop(lease.id, None)
+        self._dead_since.pop(lease.id, None)
         if self._gateway:
             await self._gateway.cut(lease.id)
         await self._local().terminate(lease.id)
@@ -187,6 +190,19 @@ class Lending:
         await self._leases.save(lease.model_copy(update=released))
         log.info("loan ended", lease=lease.id, reason=reason)
         self.on_change()
+
+    async def end_the_dead(self) -> None:
+        """End loans whose sandbox has ended by itself, a minute after that was first seen: until
+        then the borrower can still learn why."""
+        now = datetime.now(UTC)
+        for lease in await self._leases.live():
+            if lease.role is not LeaseRole.LENT or lease.state is not LeaseState.ACTIVE:
+                continue
+            reason = await self._local().ended(lease.id)
+            if not reason:
+                self._dead_since.pop(lease.id, None)
+            elif now - self._dead_since.setdefault(lease.id, now) > _WORD_OF_THE_END:
+                await self.end(lease, reason)
 
     async def _of(self, lease_id: str, borrower: str) -> Lease:
         lease = await self._leases.find(lease_id)

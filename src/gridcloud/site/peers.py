@@ -8,12 +8,14 @@ import re
 import socket
 from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from typing import Any
 
 import structlog
 
-from gridcloud.errors import GridcloudError
+from gridcloud.errors import GridcloudError, InvalidSpec
 from gridcloud.grid.broker import Broker
+from gridcloud.grid.communities import read_code
 from gridcloud.grid.offers import PeerOffer
 from gridcloud.model.api import CommunityInfo, InvitationInfo, MemberInfo
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
@@ -28,6 +30,8 @@ from gridcloud.store.papers import PaperStore
 log = structlog.get_logger()
 _REFRESH_TIMEOUT = 2.0
 _FIRST_RETRY, _LAST_RETRY = 2.0, 60.0
+#: How long a loan that was asked for, but never answered, is given back.
+_UNANSWERED_FOR = timedelta(minutes=10)
 #: Peers' capacity stands under this name: what is behind it is the owner's affair.
 LENT = "lent"
 
@@ -131,8 +135,8 @@ class Peers:
                 await self._broker.release_lease(lease.peer, lease.community, lease.id)
                 break
             except GridcloudError as error:
-                over = lease.expired(datetime.now(UTC)) or lease.ends_at is None
-                if over or not error.retryable:
+                end = lease.ends_at or lease.created_at + _UNANSWERED_FOR
+                if datetime.now(UTC) >= end or not error.retryable:
                     log.info("loan not given back", lease=lease.id, cause=error.message)
                     break
             await asyncio.sleep(pause)
@@ -155,6 +159,7 @@ class Peers:
 
     async def join(self, code: str, site_name: str) -> CommunityInfo:
         """Join by a code."""
+        self._check_reach(code)
         broker = await self._started()
         joined = await broker.join(code, site_name)
         self._in_background(broker.refresh_offers(_REFRESH_TIMEOUT, timedelta(0)))
@@ -169,6 +174,17 @@ class Peers:
     async def leave(self, community: str) -> None:
         """Leave a community."""
         await (await self._started()).leave(community)
+
+    def _check_reach(self, code: str) -> None:
+        """Say at once what would otherwise be a time-out: loopback cannot reach another host."""
+        _, invitation = read_code(code, datetime.now(UTC))
+        host, _ = parse_address(self._settings.grid.listen)
+        there = [parse_address(address)[0] for address in invitation.addresses]
+        if _is_loopback(host) and there and not any(map(_is_loopback, there)):
+            raise InvalidSpec(
+                f"This site listens on {host} only and so cannot reach {', '.join(there)}.",
+                hint='Set listen = "0.0.0.0:0" under [grid] in the settings and start it anew.',
+            )
 
     async def _started(self) -> Broker:
         async with self._starting:
@@ -213,6 +229,7 @@ def _offer(peer: PeerOffer, borrowed: Iterable[Lease]) -> Offer:
             community=peer.community,
             capacity=nothing,
             free=nothing,
+            known=not peer.problem.startswith("unreachable"),
             problem=peer.problem or "has said nothing yet",
         )
     offered, free = digest.offered, digest.offered.free
@@ -231,6 +248,10 @@ def _offer(peer: PeerOffer, borrowed: Iterable[Lease]) -> Offer:
         network=offered.network,
         problem=peer.problem,
     )
+
+
+def _is_loopback(host: str) -> bool:
+    return ip_address(host).is_loopback
 
 
 def _user() -> str:

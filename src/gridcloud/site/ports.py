@@ -35,6 +35,10 @@ class Ports:
         for candidate in (known.get(purpose, 0), 0):
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+                if kind == socket.SOCK_STREAM:
+                    # Connections of a site that was killed linger on its port; a server that
+                    # listens there still makes this fail. For UDP it would let two share a port.
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, candidate))
                 chosen = int(probe.getsockname()[1])
                 self._file.write_text(json.dumps(known | {purpose: chosen}))

@@ -219,6 +219,10 @@ class Site:
 
     async def remove_provider(self, name: str) -> None:
         """Take a provider out of the settings; refused while it has leases."""
+        if name == "local":
+            raise Conflict(
+                "This host is always there.", hint="Bound it by cpus under [providers.local]."
+            )
         live = await self._leases.live()
         if any(lease.provider == name and lease.role is not LeaseRole.BORROWED for lease in live):
             raise Conflict(f"{name} has live leases.", hint="Cancel its jobs first.")
@@ -322,6 +326,7 @@ class Site:
                 await self._lending.end(lease, reason)
             else:
                 await self._leasing.release(lease, reason)
+        await self._lending.end_the_dead()
         for name, lease_id in mending.terminate:
             log.info("mending: stray removed", provider=name, lease=lease_id)
             await self._leasing.provider(name).terminate(lease_id)

@@ -109,6 +109,11 @@ class LocalProvider(Provider, Lender):
                 raise
             raise NotFound(f"The sandbox has ended: {state.message}") from error
 
+    async def ended(self, lease_id: str) -> str:
+        """Return why a lease's sandbox is no more, empty while it runs."""
+        state = await asyncio.to_thread(sandbox.state, self._folder(lease_id))
+        return "" if state.phase == "running" else state.message or "Its sandbox is gone."
+
     def home(self, lease_id: str) -> Path:
         """Return where the guest's home lies on this host."""
         return self._folder(lease_id) / "home"

@@ -17,7 +17,7 @@ Limits per process are the kernel's (the agent sets them). Those for the sandbox
 watched from here, so they can be overrun for a fraction of a second. A delegated cgroup would
 close that gap.
 
-One file, and longer than most here: what it would import it would have to find, at every start.
+One file of over 400 lines: what it would import it would have to find, at every start.
 """
 
 from __future__ import annotations

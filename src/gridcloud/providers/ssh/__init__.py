@@ -72,7 +72,7 @@ class SSHProvider(Provider):
     async def capacity(self) -> Capacity:
         """Return the machine's size as last seen. Only the first call waits for a look at it;
         later ones start a look in the background when it is time."""
-        if self._look is None and monotonic() >= self._known_until:
+        if monotonic() >= self._known_until and (self._look is None or self._look.done()):
             self._look = asyncio.create_task(self._look_there(), name=f"look at {self.name}")
         if self._look is not None and not self._looked:
             await asyncio.shield(self._look)
@@ -85,7 +85,8 @@ class SSHProvider(Provider):
         detail = f"{section.user}@{section.host}:{section.port}"
         if facts:
             detail += f", Python {facts.python}"
-        return Capacity(resources=resources, problem=self._problem, detail=detail)
+        known = facts is not None or None not in (section.cpus, section.memory, section.gpus)
+        return Capacity(resources=resources, known=known, problem=self._problem, detail=detail)
 
     async def check(self) -> Capacity:
         """Log in and look, now."""
@@ -95,20 +96,19 @@ class SSHProvider(Provider):
 
     async def close(self) -> None:
         """End a look that is under way."""
-        if self._look is not None:
-            self._look.cancel()
-            await asyncio.gather(self._look, return_exceptions=True)
+        look, self._look = self._look, None
+        if look is not None:
+            look.cancel()
+            await asyncio.gather(look, return_exceptions=True)
 
     async def _look_there(self) -> None:
-        trust = _RETRY_A_FAILED_PROBE_AFTER
         try:
             self._facts = await self.context.probe(self.endpoint, self.identity)
             self._problem, trust = "", _TRUST_A_PROBE_FOR
         except GridcloudError as error:
-            self._problem = str(error)
-        finally:
-            self._known_until = monotonic() + trust.total_seconds()
-            self._looked, self._look = True, None
+            self._problem, trust = str(error), _RETRY_A_FAILED_PROBE_AFTER
+        self._known_until = monotonic() + trust.total_seconds()
+        self._looked = True
 
     async def launch(self, lease: Lease) -> Machine:
         """Return the machine; job folders lie below the login folder, one set for each site."""
