@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -38,15 +40,17 @@ class Place:
         self._here = here
         self._goes_with_lease = goes_with_lease
         self._close = close
+        self._over = False
 
     async def state(self) -> str | None:
         """See `Workplace`."""
         return (await self._executor.states()).get(self._name)
 
     async def stage_in(self, job: Job) -> None:
-        """See `Workplace`."""
-        work = await self._executor.prepare(self._name)
-        await stage_in(self._files, job.spec.inputs, work)
+        """See `Workplace`. Without inputs there is nothing to do: running makes the folder."""
+        if job.spec.inputs:
+            work = await self._executor.prepare(self._name)
+            await stage_in(self._files, job.spec.inputs, work)
 
     async def run(self, job: Job, lease: Lease, started: Callable[[], None]) -> Ending:
         """See `Workplace`."""
@@ -61,11 +65,15 @@ class Place:
             outputs=spec.outputs,
             ends_at_epoch=lease.ends_at.timestamp() if lease.ends_at else None,
         )
-        return await self._executor.run(self._name, launch, self._logs.files(job), started)
+        ending = await self._executor.run(self._name, launch, self._logs.files(job), started)
+        self._over = True
+        return ending
 
     async def watch(self, job: Job) -> Ending:
         """See `Workplace`."""
-        return await self._executor.watch(self._name, self._logs.files(job))
+        ending = await self._executor.watch(self._name, self._logs.files(job))
+        self._over = True
+        return ending
 
     async def stage_out(self, job: Job, ending: Ending) -> None:
         """See `Workplace`."""
@@ -81,7 +89,11 @@ class Place:
         """See `Workplace`. A borrowed place is torn down by its owner when the lease is given
         back, so nothing needs to be removed there."""
         self._logs.keep(job)
-        if not self._goes_with_lease:
+        if self._goes_with_lease:
+            return
+        folder = self._executor.folder(self._name)
+        quickly = self._here and self._over  # nothing runs there any more: no process is needed
+        if not (quickly and await asyncio.to_thread(_removed, folder)):
             await self._executor.remove(self._name)
 
     async def close(self) -> None:
@@ -137,6 +149,15 @@ class Places:
             session = self._sessions[which]
             close = _nothing
         return Executor(SSHShell(session), machine.folder), SFTPFiles(session), close
+
+
+def _removed(folder: str) -> bool:
+    """Remove a folder; return whether that went. A job can make folders that resist."""
+    try:
+        shutil.rmtree(folder)
+    except OSError:
+        return False
+    return True
 
 
 async def _nothing() -> None:
