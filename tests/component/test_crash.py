@@ -111,7 +111,8 @@ def test_a_supervisor_that_was_killed(site):
     job = submit(site, "sleep 300")
     wait_for(site, job, JobState.ACTIVE)
     folder = site.state / "jobs"
-    wait_until(lambda: any(lock.read_text().split() for lock in folder.glob("*/guard.lock")))
+    # Before that, a killed guard has started nothing, and another takes its place.
+    wait_until(lambda: any('"running"' in s.read_text() for s in folder.glob("*/status.json")))
     (lock,) = folder.glob("*/guard.lock")
     os.kill(int(lock.read_text().split()[0]), signal.SIGKILL)
     ended = end(site, job)

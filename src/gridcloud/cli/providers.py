@@ -88,7 +88,11 @@ def _agree_on_key(client: Client, host: str, port: int, expected: str | None) ->
         raise InvalidSpec(
             "Nobody is here to compare the keys.", hint="Give the right one with --host-key."
         )
-    click.confirm("Are they the machine's own (ask its administrator)?", abort=True, err=True)
+    if not click.confirm("Are they the machine's own (ask its administrator)?", err=True):
+        raise InvalidSpec(
+            f"The keys of {host} were not accepted; not added.",
+            hint="Ask the machine's administrator for its fingerprints.",
+        )
     return list(pairs.values())
 
 

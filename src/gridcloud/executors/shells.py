@@ -29,6 +29,10 @@ _BOOTSTRAP = (
     f'import sys;print("{_MARK}",flush=True);'
     'exec(compile(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())),"supervisor","exec"))'
 )
+# Here it is imported instead: a module, unlike a script, is compiled but once.
+_IMPORT_IT = (
+    "import sys; sys.path[:0] = sys.argv[1:]; import supervisor; sys.exit(supervisor.main())"
+)
 #: How long a machine may take to log in and start Python.
 _START_SECONDS = 60.0
 
@@ -76,9 +80,7 @@ class LocalShell:
         """See `Shell`."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-I",
-            "-S",
-            SUPERVISOR,
+            *("-I", "-S", "-c", _IMPORT_IT, SUPERVISOR.parent),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

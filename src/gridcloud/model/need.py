@@ -35,6 +35,14 @@ class Resources(Frozen):
             gpus=max(0, self.gpus - other.gpus),
         )
 
+    def within(self, limit: Resources) -> Resources:
+        """Return what of this there is, at most ``limit``."""
+        return Resources(
+            cpus=min(self.cpus, limit.cpus),
+            memory_bytes=min(self.memory_bytes, limit.memory_bytes),
+            gpus=min(self.gpus, limit.gpus),
+        )
+
     def lacking(self, need: Resources) -> list[str]:
         """Return, for each resource of which ``need`` wants more than this holds, why; else []."""
         reasons = []

@@ -50,6 +50,8 @@ class JobDriver:
         self._now = now
         self._sleep = sleep
         self._cancel = asyncio.Event()
+        #: Whether nothing of the attempt is left where it ran.
+        self.tidied = True
         if job.cancel_requested:
             self._cancel.set()
 
@@ -149,7 +151,8 @@ class JobDriver:
             if not keep:
                 await self._place.remove(self.job)
         except GridcloudError as error:
-            # The machine is out of reach: what is left there ends and goes with its lease.
+            # The machine is out of reach: its lease is kept until the folder could be removed.
+            self.tidied = False
             await self._note("CLEANUP", f"left behind for now: {error}")
         await self._place.close()
         if outcome.reason == "canceled":

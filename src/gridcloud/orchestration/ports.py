@@ -33,8 +33,10 @@ class JobKeeper(Protocol):
         """Return the job, or all tasks of the array."""
         ...
 
-    async def listed(self, states: Sequence[JobState] | None = None) -> list[Job]:
-        """Return the jobs in these states, oldest first."""
+    async def listed(
+        self, states: Sequence[JobState] | None = None, *, first: int | None = None
+    ) -> list[Job]:
+        """Return the jobs in these states, oldest first; the ``first`` so many."""
         ...
 
     async def events(self, job_ids: Sequence[str], after: int = 0) -> list[tuple[int, Event]]:

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 _LOOK_AGAIN_AFTER = 5.0
 _SHUN_A_REFUSER_FOR = 5.0
+#: How far down the line is looked at a time; the rest could hardly be placed before these.
+_LOOK_AT_ONCE = 200
 _RUNNING = (JobState.STAGE_IN, JobState.ACTIVE, JobState.STAGE_OUT, JobState.CLEANUP)
 _WAITING = (JobState.NEW, JobState.QUEUED)
 
@@ -44,7 +46,7 @@ class Scheduler:
         self._told_to_wait: set[str] = set()
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
-        self._ended = asyncio.Condition()
+        self._listeners: set[asyncio.Queue[str]] = set()
 
     async def start(self) -> None:
         """Pick up every job the last run of the site left, then place what waits."""
@@ -121,15 +123,20 @@ class Scheduler:
 
     async def wait(self, job_id: str, seconds: float) -> list[Job]:
         """Return the job, or the array's tasks, once all have ended or the seconds are over."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while True:
-                    async with self._ended:
-                        jobs = await self._jobs.resolve(job_id)
-                        if all(job.state.final for job in jobs):
-                            return jobs
-                        await self._ended.wait()
-        return await self._jobs.resolve(job_id)
+        ended: asyncio.Queue[str] = asyncio.Queue()
+        self._listeners.add(ended)  # before looking, so that no end is missed
+        try:
+            jobs = await self._jobs.resolve(job_id)
+            pending = {job.id for job in jobs if not job.state.final}
+            if not pending:
+                return jobs
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while pending:
+                        pending.discard(await ended.get())
+            return await self._jobs.resolve(job_id)
+        finally:
+            self._listeners.discard(ended)
 
     async def _place_for_ever(self) -> None:
         while True:
@@ -144,7 +151,8 @@ class Scheduler:
 
     async def _place_once(self) -> None:
         busy = self._placing | self._drivers.keys()
-        queued = [job for job in await self._jobs.listed(_WAITING) if job.id not in busy]
+        line = await self._jobs.listed(_WAITING, first=_LOOK_AT_ONCE + len(busy))
+        queued = [job for job in line if job.id not in busy]
         if not queued:
             return
         now = asyncio.get_running_loop().time()
@@ -219,7 +227,8 @@ class Scheduler:
         while True:
             try:
                 await driver.drive()
-                await self._leasing.release(lease, f"job {job_id} ended")
+                if driver.tidied:  # else the reconciler gives it up, once that can be done
+                    await self._leasing.release(lease, f"job {job_id} ended")
                 break
             except (InterruptedByStore, GridcloudError) as error:
                 log.error("job interrupted; will try again", job=job_id, error=str(error))
@@ -227,9 +236,12 @@ class Scheduler:
         self._drivers.pop(job_id, None)
         self._tasks.pop(job_id, None)
         self._canceled.discard(job_id)
-        async with self._ended:
-            self._ended.notify_all()
+        self._tell_ended(job_id)
         self._wake.set()
+
+    def _tell_ended(self, job_id: str) -> None:
+        for listener in self._listeners:
+            listener.put_nowait(job_id)
 
     async def _requeue(self, job: Job, why: str) -> None:
         if job.lease_id and (lease := await self._leasing.find(job.lease_id)):
@@ -244,5 +256,4 @@ class Scheduler:
         state = JobState.CANCELED if canceled else JobState.FAILED
         changes = {"outcome": outcome, "ended_at": datetime.now(UTC), "message": why}
         await self._jobs.save(job.advanced(state, **changes), why)
-        async with self._ended:
-            self._ended.notify_all()
+        self._tell_ended(job.id)

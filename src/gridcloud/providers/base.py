@@ -114,7 +114,9 @@ def read_section(model: type[S], name: str, section: dict[str, Any]) -> S:
     try:
         return model.model_validate({k: v for k, v in section.items() if k != "kind"})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        found = error.errors(include_url=False)
+        # A misspelt setting tells more than the one that is missing for it.
+        first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
         field = ".".join(str(part) for part in first["loc"])
         known = ", ".join(model.model_fields)
         raise InvalidSpec(

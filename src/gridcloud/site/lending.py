@@ -298,6 +298,4 @@ class Lending:
         live = await self._leases.live()
         have = (await self._local().capacity()).resources.minus(taken(live, "local"))
         left = limit.minus(taken(live, "local", LeaseRole.LENT))
-        return Resources(
-            cpus=min(have.cpus, left.cpus), memory_bytes=min(have.memory_bytes, left.memory_bytes)
-        )
+        return have.within(left)

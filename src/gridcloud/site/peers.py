@@ -6,7 +6,8 @@ import asyncio
 import getpass
 import re
 import socket
-from collections.abc import Coroutine, Iterable
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import Any
@@ -56,6 +57,9 @@ class Peers:
         self._starting = asyncio.Lock()
         self._refreshing: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._given_back: deque[tuple[datetime, Lease]] = deque(maxlen=1000)
+        #: Called when something new was learned of what peers offer.
+        self.on_change: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Begin to answer peers if the site is in a community, and tell them where it is now."""
@@ -94,18 +98,17 @@ class Peers:
             return []
         known = await self._broker.offers()
         if self._refreshing is None or self._refreshing.done():
-            refresh = self._broker.refresh_offers(_REFRESH_TIMEOUT, max_age)
-            self._refreshing = self._in_background(refresh)
+            self._refreshing = self._in_background(self._refresh(self._broker, max_age))
         if not known:
             await asyncio.wait({self._refreshing}, timeout=_REFRESH_TIMEOUT * 1.5)
             known = await self._broker.offers()
         borrowed = [lease for lease in live if lease.role is LeaseRole.BORROWED]
-        return [_offer(peer, borrowed) for peer in known]
+        return [_offer(peer, borrowed, self._given_back) for peer in known]
 
     async def refresh(self) -> None:
         """Ask peers for their offers, now."""
         if self._broker:
-            await self._broker.refresh_offers(_REFRESH_TIMEOUT, timedelta(0))
+            await self._refresh(self._broker, timedelta(0))
 
     async def borrow(self, lease: Lease, offer: Offer) -> Lease:
         """Ask the owner for the intended lease; return it active. Idempotent."""
@@ -133,6 +136,8 @@ class Peers:
         while self._broker and lease.peer and lease.community:
             try:
                 await self._broker.release_lease(lease.peer, lease.community, lease.id)
+                self._given_back.append((datetime.now(UTC), lease))
+                self.on_change()
                 break
             except GridcloudError as error:
                 end = lease.ends_at or lease.created_at + _UNANSWERED_FOR
@@ -203,6 +208,12 @@ class Peers:
                 self._broker = broker
             return self._broker
 
+    async def _refresh(self, broker: Broker, max_age: timedelta) -> None:
+        before = await broker.offers()
+        await broker.refresh_offers(_REFRESH_TIMEOUT, max_age)
+        if await broker.offers() != before:
+            self.on_change()
+
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(_noted(work))
         self._background.add(task)
@@ -217,8 +228,11 @@ async def _noted(work: Coroutine[Any, Any, None]) -> None:
         log.info("peers could not be asked", cause=str(error))
 
 
-def _offer(peer: PeerOffer, borrowed: Iterable[Lease]) -> Offer:
-    """Return a peer's offer as the planner sees it."""
+def _offer(
+    peer: PeerOffer, borrowed: Iterable[Lease], given_back: Iterable[tuple[datetime, Lease]]
+) -> Offer:
+    """Return a peer's offer as the planner sees it: as last said, less what was borrowed and
+    more what was given back since."""
     digest = peer.digest
     if digest is None:
         nothing = Resources()
@@ -236,6 +250,9 @@ def _offer(peer: PeerOffer, borrowed: Iterable[Lease]) -> Offer:
     for lease in borrowed:
         if lease.peer == digest.site and lease.created_at > digest.issued_at:
             free = free.minus(lease.need.resources)
+    for at, lease in given_back:
+        if lease.peer == digest.site and lease.created_at <= digest.issued_at < at:
+            free = (free + lease.need.resources).within(offered.capacity)
     return Offer(
         site=peer.site_name,
         provider=LENT,

@@ -84,7 +84,7 @@ class Site:
             self._places,
             cancel_grace=settings.cancel_grace.total_seconds(),
         )
-        self._lending.on_change = self.scheduler.wake
+        self._lending.on_change = self._peers.on_change = self.scheduler.wake
         self._housekeeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -143,6 +143,7 @@ class Site:
 
     async def plan(self, need: Need, site: str | None) -> Plan:
         """Judge all offers for a need, peers asked anew."""
+        await self._peers.refresh()
         return plan(need, await self._leasing.offers(), site)
 
     async def status(self) -> SiteStatus:
@@ -226,11 +227,13 @@ class Site:
         live = await self._leases.live()
         if any(lease.provider == name and lease.role is not LeaseRole.BORROWED for lease in live):
             raise Conflict(f"{name} has live leases.", hint="Cancel its jobs first.")
-        provider = self._leasing.provider(name)
+        if name not in self._problems:
+            self._leasing.provider(name)
         await asyncio.to_thread(settings_edit.remove_provider, self._settings_file, name)
         self._remember({k: v for k, v in self.settings.providers.items() if k != name})
-        del self._providers[name]
-        await provider.close()
+        self._problems.pop(name, None)
+        if provider := self._providers.pop(name, None):
+            await provider.close()
 
     async def host_keys(self, host: str, port: int) -> HostKeys:
         """Return the keys an SSH server shows."""
@@ -314,6 +317,15 @@ class Site:
             with contextlib.suppress(GridcloudError):
                 await self._mend(starting=False)
 
+    async def _give_up(self, lease: Lease, reason: str) -> None:
+        log.info("mending: lease given up", lease=lease.id, role=lease.role, reason=reason)
+        if lease.role is LeaseRole.LENT:
+            return await self._lending.end(lease, reason)
+        if lease.role is LeaseRole.OWN and lease.machine and lease.machine.endpoint:
+            # What a job left on a machine that was out of reach when it ended.
+            await self._places.executor(lease).remove(lease.request_id)
+        return await self._leasing.release(lease, reason)
+
     async def _mend(self, *, starting: bool) -> None:
         """Bring leases, jobs and what providers have into agreement."""
         made = await self._leasing.made()
@@ -321,11 +333,10 @@ class Site:
         leases = await self._leases.live()
         mending = reconcile(leases, jobs, made, datetime.now(UTC), starting=starting)
         for lease, reason in mending.release:
-            log.info("mending: lease given up", lease=lease.id, role=lease.role, reason=reason)
-            if lease.role is LeaseRole.LENT:
-                await self._lending.end(lease, reason)
-            else:
-                await self._leasing.release(lease, reason)
+            try:
+                await self._give_up(lease, reason)
+            except GridcloudError as error:
+                log.info("mending: not yet", lease=lease.id, cause=error.message)
         await self._lending.end_the_dead()
         for name, lease_id in mending.terminate:
             log.info("mending: stray removed", provider=name, lease=lease_id)

@@ -63,17 +63,24 @@ class JobStore:
         return found
 
     async def listed(
-        self, states: Iterable[JobState] | None = None, *, latest: int | None = None
+        self,
+        states: Iterable[JobState] | None = None,
+        *,
+        first: int | None = None,
+        latest: int | None = None,
     ) -> list[Job]:
-        """Return jobs in one of ``states`` (all by default), oldest first; at most ``latest``."""
+        """Return jobs in one of ``states`` (all by default), oldest first.
+
+        Of these the ``first`` so many, or the ``latest``; not both.
+        """
 
         def work(connection: Connection) -> list[Job]:
-            query = select(jobs.c.value).order_by(jobs.c.number.desc())
+            number = jobs.c.number if latest is None else jobs.c.number.desc()
+            query = select(jobs.c.value).order_by(number).limit(first or latest)
             if states is not None:
                 query = query.where(jobs.c.state.in_([state.value for state in states]))
-            if latest is not None:
-                query = query.limit(latest)
-            return [Job.model_validate_json(row.value) for row in connection.execute(query)][::-1]
+            found = [Job.model_validate_json(row.value) for row in connection.execute(query)]
+            return found if latest is None else found[::-1]
 
         return await self._database.run(work)
 
