@@ -6,7 +6,6 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p) 2>/dev/null)))
 # Two workers: the tests are written for two cores, and most of their time is spent waiting.
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
@@ -45,7 +44,7 @@ clean: ## Remove what these verbs made.
 	rm -rf $(VENV) build dist demo-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
-	PYTHON='$(PYTHON)' tools/make_venv $(VENV)
+	tools/make_venv $(VENV) $(PYTHON)
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	tools/install $(VENV) -e '.[lend,examples]'

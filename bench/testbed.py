@@ -35,6 +35,8 @@ def site(base: Path, name: str, *, lending: bool = False) -> Iterator[SiteProces
     made = SiteProcess(base / name, name, _CAPACITY + (_LENDING if lending else ""))
     try:
         made.start()
+        made.stop()  # a first start also makes the store, and loads what that takes
+        made.start()
         yield made
         made.stop()
     finally:
