@@ -59,6 +59,21 @@ def settings(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off Ctrl-C and TERM to the end of the block: no process may start and be forgotten."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda got, _: came.append(got)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
 @dataclass
 class Site:
     """One site as a process of its own; it ends when its standard input does."""
@@ -81,7 +96,7 @@ class Site:
             "GRIDCLOUD_STATE": str(self.state),
             "GRIDCLOUD_SETTINGS": str(file),
         }
-        with (self.folder / "site.log").open("wb") as log:
+        with (self.folder / "site.log").open("wb") as log, uninterrupted():
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gridcloud", "serve", "--ephemeral"],
                 stdin=subprocess.PIPE,

@@ -122,7 +122,10 @@ class IrohTransport:
         binds = [f"{listen}:{self._port}"]
         if not self._host.is_unspecified:
             # Left to itself iroh would listen on every address of the other IP family.
-            binds.append("[::1]:0" if self._host.version == 4 else "127.0.0.1:0")
+            # On the same port, so that it too stays over restarts: iroh goes on dialling the path
+            # that answered last, and a peer on this host may have found this one.
+            other = "[::1]" if self._host.version == 4 else "127.0.0.1"
+            binds.append(f"{other}:{self._port}")
         try:
             try:
                 return await _bind(self._identity, binds)
