@@ -244,3 +244,20 @@ async def test_stopping_the_site_leaves_running_jobs_alone(store):
     await scheduler.stop()
     assert (await store.get(job.id)).state is JobState.ACTIVE
     assert len(leasing.live) == 1
+
+
+async def test_a_fault_of_ours_fails_the_job_alone(world):
+    """An error nobody foresaw ends its own job with a message; others go on."""
+    scheduler, _, places = world
+
+    def broken(job, lease):
+        if job.spec.name == "broken":
+            raise RuntimeError("unforeseen")
+        return Place(places, job)
+
+    places.open = broken
+    (bad,) = await scheduler.submit(spec(name="broken"))
+    (good,) = await scheduler.submit(spec())
+    (ended,) = await scheduler.wait(bad.id, 10)
+    assert (ended.state, ended.outcome.reason) == (JobState.FAILED, "internal")
+    assert (await scheduler.wait(good.id, 10))[0].state is JobState.COMPLETED

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
-from gridcloud.errors import Unavailable
+from gridcloud.errors import Conflict
 
 _CHUNK = 256 * 1024
 #: A ``done`` frame names every output; this holds about a million of them.
@@ -24,7 +24,8 @@ class Reader(Protocol):
 async def frames(reader: Reader) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
     """Yield each frame, an ``output`` frame once for each part of its bytes, until the end.
 
-    A frame that was cut off is left out. Raises `Unavailable` for anything that is no frame.
+    A frame that was cut off is left out. Raises `Conflict` for anything that is no frame: what
+    answers so will do it again.
     """
     # Not by the streams' own readline: asyncio's fails at a limit, asyncssh's tears long lines.
     buffer = bytearray()
@@ -64,8 +65,8 @@ def _parse(header: bytes) -> tuple[dict[str, Any], int]:
         raise _not_a_frame(header[:200]) from error
 
 
-def _not_a_frame(found: bytes) -> Unavailable:
-    return Unavailable(
+def _not_a_frame(found: bytes) -> Conflict:
+    return Conflict(
         f"The machine answered with something else than the supervisor: {found!r}.",
         hint="Look for what is started at a login there and prints this.",
     )

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AwareDatetime, Field, JsonValue, TypeAdapter, ValidationError
 
 from gridcloud.errors import Conflict, GridcloudError, InvalidSpec, from_code
-from gridcloud.grid.documents import MAX_DOCUMENT_BYTES, first_problem
+from gridcloud.grid.documents import LEEWAY, MAX_DOCUMENT_BYTES, first_problem
 from gridcloud.grid.papers import CommunityId, LeaseId, SiteName
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.need import Need
@@ -24,7 +24,7 @@ from gridcloud.model.quantities import format_duration
 
 PROTOCOL_VERSION = 1
 #: Clocks that differ by more are refused, by either side.
-MAX_CLOCK_DIFFERENCE = timedelta(seconds=120)
+MAX_CLOCK_DIFFERENCE = LEEWAY
 
 Document = Annotated[str, Field(max_length=MAX_DOCUMENT_BYTES)]
 Credential = Annotated[str, Field(max_length=2 * MAX_DOCUMENT_BYTES + 1)]

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from gridcloud.errors import GridcloudError, Unavailable
+from gridcloud.errors import GridcloudError, TimedOut, Unavailable
 from gridcloud.model.job import Ending, Job, JobState, Outcome
 from gridcloud.model.lease import Lease
 from gridcloud.orchestration.ports import JobKeeper, Workplace
@@ -140,6 +140,9 @@ class JobDriver:
     async def _fail(self, error: GridcloudError) -> None:
         stage = self.job.state.value.lower().replace("_", "-")
         outcome = Outcome(reason=f"{stage}-failed", message=str(error))
+        if self._lease.expired(self._now()):
+            message = f"The lease ended before the job did. {error}"
+            outcome = Outcome(reason="lease-end", message=message)
         if self._cancel.is_set():
             outcome = Outcome(reason="canceled")
         await self._finish(outcome, str(error))
@@ -183,7 +186,7 @@ class JobDriver:
         told = ""
         while True:
             try:
-                return await step()
+                return await self._in_time(step)
             except GridcloudError as error:
                 if not error.retryable or self._over():
                     raise
@@ -196,6 +199,16 @@ class JobDriver:
                 raise Unavailable(f"Given up after several tries. {told}")
             await self._sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _in_time(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Do a step, but do not wait for a machine that says nothing long after its lease."""
+        end = self._lease.ends_at
+        left = (end - self._now()).total_seconds() + _AFTER_THE_END if end else None
+        try:
+            async with asyncio.timeout(left):
+                return await step()
+        except TimeoutError as error:
+            raise TimedOut("The machine said nothing more until its lease had ended.") from error
 
     def _tries_exhausted(self, pause: float) -> bool:
         # A running command is waited for as long as its lease lasts; copying is not.

@@ -32,8 +32,8 @@ def _judge(need: Need, offer: Offer, site: str | None) -> Verdict:
     never = []
     if site is not None and offer.site != site:
         never.append(f"the job is pinned to {site}")
-    if offer.known:
-        never += offer.capacity.lacking(need.resources)
+    if offer.known and (lacking := offer.capacity.lacking(need.resources)):
+        never += [offer.problem] if offer.problem else lacking
     if need.time and offer.max_time and need.time > offer.max_time:
         longest, wanted = format_duration(offer.max_time), format_duration(need.time)
         never.append(f"lends for {longest} at most, {wanted} are needed")

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState
 
-_A_JOB_NAMES_ITS_LEASE_WITHIN = timedelta(minutes=1)
+#: What is younger may be in the middle of being made: the parts are not looked at in one instant.
+_SETTLED_AFTER = timedelta(minutes=1)
 
 
 @dataclass
@@ -58,11 +59,13 @@ def _why_release(
     if lease.role is LeaseRole.LENT:
         if lease.expired(now):
             return "its end has come"
-        gone = lease.state is LeaseState.ACTIVE and lease.id not in held.get(lease.provider, set())
+        there = lease.id in held.get(lease.provider, set())
+        settled = starting or now - lease.created_at > _SETTLED_AFTER
+        gone = lease.state is LeaseState.ACTIVE and not there and settled
         return "what it gave is gone" if gone else ""
     if lease.job_id is None:
         return ""
     if lease.job_id not in jobs:
         return "its job has ended"
-    settled = now - lease.created_at > _A_JOB_NAMES_ITS_LEASE_WITHIN
+    settled = now - lease.created_at > _SETTLED_AFTER
     return "its job has another" if settled and jobs[lease.job_id] != lease.id else ""

@@ -148,6 +148,9 @@ class Scheduler:
                 await self._place_once()
             except GridcloudError as error:
                 log.warning("placing failed; will try again", error=str(error))
+            except Exception:  # a fault of ours must not end all placing
+                log.exception("placing failed by a fault of gridcloud")
+                await asyncio.sleep(_LOOK_AGAIN_AFTER)
 
     async def _place_once(self) -> None:
         busy = self._placing | self._drivers.keys()
@@ -196,6 +199,10 @@ class Scheduler:
         except GridcloudError as error:  # the store fails: the job is still in line there
             log.error("job not placed; will try again", job=job.id, error=str(error))
             return
+        except Exception:  # a fault of ours: no job is left with nobody to look after it
+            log.exception("job not placed by a fault of gridcloud", job=job.id)
+            await self._fail_by_fault(job)
+            return
         finally:
             self._placing.discard(job.id)
             self._tasks.pop(job.id, None)
@@ -233,11 +240,21 @@ class Scheduler:
             except (InterruptedByStore, GridcloudError) as error:
                 log.error("job interrupted; will try again", job=job_id, error=str(error))
                 await asyncio.sleep(_LOOK_AGAIN_AFTER)
+            except Exception:  # a fault of ours: no job is left with nobody to look after it
+                log.exception("job failed by a fault of gridcloud", job=job_id)
+                await self._fail_by_fault(driver.job)
+                break
         self._drivers.pop(job_id, None)
         self._tasks.pop(job_id, None)
         self._canceled.discard(job_id)
         self._tell_ended(job_id)
         self._wake.set()
+
+    async def _fail_by_fault(self, job: Job) -> None:
+        if not job.state.final:
+            why = "a fault in gridcloud; the site's log has the details"
+            with contextlib.suppress(GridcloudError):
+                await self._end(job, Outcome(reason="internal", message=why), why)
 
     def _tell_ended(self, job_id: str) -> None:
         for listener in self._listeners:

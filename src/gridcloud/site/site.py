@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -314,8 +313,10 @@ class Site:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(_RECONCILE_EVERY)
-            with contextlib.suppress(GridcloudError):
+            try:
                 await self._mend(starting=False)
+            except Exception:  # whatever it was, the house is kept again next time
+                log.exception("housekeeping failed")
 
     async def _give_up(self, lease: Lease, reason: str) -> None:
         log.info("mending: lease given up", lease=lease.id, role=lease.role, reason=reason)
@@ -339,5 +340,7 @@ class Site:
                 log.info("mending: not yet", lease=lease.id, cause=error.message)
         await self._lending.end_the_dead()
         for name, lease_id in mending.terminate:
-            log.info("mending: stray removed", provider=name, lease=lease_id)
-            await self._leasing.provider(name).terminate(lease_id)
+            known = await self._leases.find(lease_id)  # granted since the leases were read?
+            if known is None or not known.live:
+                log.info("mending: stray removed", provider=name, lease=lease_id)
+                await self._leasing.provider(name).terminate(lease_id)
