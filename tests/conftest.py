@@ -1,8 +1,21 @@
 """What all tests share."""
 
 import os
+import signal
+from pathlib import Path
 
 import pytest
+
+# A shell that runs the tests in its background has interrupts ignored, and all children inherit
+# that; the tests of Ctrl-C need them to be as they are in a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Everything in tests/component is one, marked or not."""
+    for item in items:
+        if "component" in Path(item.path).parts:
+            item.add_marker("component")
 
 
 @pytest.hookimpl(wrapper=True)
