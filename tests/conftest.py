@@ -9,6 +9,7 @@ import pytest
 # A shell that runs the tests in its background has interrupts ignored, and all children inherit
 # that; the tests of Ctrl-C need them to be as they are in a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):

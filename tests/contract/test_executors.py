@@ -464,7 +464,7 @@ ODD = {
     ),
     "nonsense": (
         "echo gridcloud-supervisor-begins; echo hello",
-        Unavailable,
+        Conflict,
         "something else than the supervisor",
     ),
     "silence": ("exit 0", Unavailable, "did not run the supervisor"),

@@ -144,6 +144,7 @@ class SSHSession:
         link.channels -= 1
         spare = link in self._links[1:]
         if link.channels == 0 and spare:
+            self._links.remove(link)  # at once: while it closes nobody may choose it
             link.connection.close()
 
 

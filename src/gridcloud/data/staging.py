@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from gridcloud.data.at_once import each
@@ -51,15 +52,23 @@ async def stage_in(files: Files, inputs: Iterable[str], work: str) -> None:
 
 
 async def stage_out(
-    files: Files, work: str, outputs: Sequence[tuple[str, int]], into: Path
+    files: Files,
+    work: str,
+    outputs: Sequence[tuple[str, int]],
+    into: Path,
+    patterns: Sequence[str],
 ) -> None:
     """Copy outputs, named relative to ``work``, to the same names below ``into``.
 
-    Each appears whole or not at all. Raises `Forbidden` when a name would leave ``into``: the
-    list comes from the machine, which may not be ours.
+    Each appears whole or not at all. Raises `Forbidden`, before anything is copied, for a name
+    that no pattern asked for or that would leave ``into``: the list comes from the machine, which
+    may not be ours.
     """
     if not outputs:
         return
+    for name, _ in outputs:
+        if not any(asked_for(pattern, name) for pattern in patterns):
+            raise Forbidden(f"The machine sent {name!r}, which was not asked for.")
     targets = await asyncio.to_thread(_targets, work, outputs, into)
 
     async def fetch(one: tuple[str, Path, int]) -> None:
@@ -75,6 +84,28 @@ def _targets(
     targets = [(f"{work}/{name}", confined(into, name), size) for name, size in outputs]
     into.mkdir(parents=True, exist_ok=True)
     return targets
+
+
+def asked_for(pattern: str, name: str) -> bool:
+    """Whether an output of that name is what the pattern asks for, or lies beneath that.
+
+    By the supervisor's own rules: ``**`` stands for any folders, ``*`` and ``?`` for no leading
+    dot. Checked again here, since the names come from a machine that may not be ours.
+    """
+    return _matches([part for part in pattern.split("/") if part not in ("", ".")], name.split("/"))
+
+
+def _matches(pattern: list[str], path: list[str]) -> bool:
+    if not pattern:
+        return True
+    if not path:
+        return all(part == "**" for part in pattern)
+    first, rest = pattern[0], pattern[1:]
+    hidden = path[0].startswith(".") and not first.startswith(".")
+    if first == "**":
+        return _matches(rest, path) or (not hidden and _matches(pattern, path[1:]))
+    here = first == path[0] or (not hidden and fnmatchcase(path[0], first))
+    return here and _matches(rest, path[1:])
 
 
 def confined(into: Path, name: str) -> Path:

@@ -3,6 +3,7 @@ for the protocol: one request line in, JSON frames and raw output out."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from gridcloud.model.job import Ending, Outcome
 from gridcloud.model.lease import PLACE_GONE_STATUS
 
 _NO_COMMAND = 127
+#: How long the supervisor may take for one answer, on top of a grace; a slow disk needs some.
+_ANSWER_SECONDS = 120.0
 #: The supervisor's error codes → what they are here, and the next step. Whatever is retryable is
 #: tried again for as long as the lease lasts, so only what may pass by itself is.
 _ERRORS: dict[str, tuple[type[GridcloudError], str]] = {
@@ -121,11 +124,21 @@ class Executor:
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         frame: dict[str, Any] = {}
-        async with self._shell.converse(_line(request)) as conversation:
-            async for frame, _ in frames(conversation.reader):
-                if frame["event"] == "error":
-                    raise _error(frame)
-            await _expect_frame(frame, conversation)
+        seconds = _ANSWER_SECONDS + float(request.get("grace_seconds", 0.0))
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._shell.converse(_line(request)) as conversation,
+            ):
+                async for frame, _ in frames(conversation.reader):
+                    if frame["event"] == "error":
+                        raise _error(frame)
+                await _expect_frame(frame, conversation)
+        except TimeoutError as error:
+            raise TimedOut(
+                f"The machine did not answer within {seconds:g} s.",
+                hint="Look whether its disk hangs.",
+            ) from error
         return frame
 
     async def _follow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
@@ -9,8 +10,8 @@ from typing import Any, Protocol
 from gridcloud.errors import Conflict
 
 _CHUNK = 256 * 1024
-#: A ``done`` frame names every output; this holds about a million of them.
-MAX_FRAME_BYTES = 256 * 1024 * 1024
+#: A ``done`` frame names every output; this holds some hundred thousand of them.
+MAX_FRAME_BYTES = 32 * 1024 * 1024
 
 
 class Reader(Protocol):
@@ -44,7 +45,9 @@ async def frames(reader: Reader) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
         header = bytes(buffer[: end + 1])
         del buffer[: end + 1]
         looked_at = 0
-        frame, left = _parse(header)
+        # A large one is read beside the loop, which must not wait for it.
+        large = len(header) > _CHUNK
+        frame, left = await asyncio.to_thread(_parse, header) if large else _parse(header)
         if not left:
             yield frame, b""
         while left > 0:
@@ -61,7 +64,7 @@ def _parse(header: bytes) -> tuple[dict[str, Any], int]:
     try:
         frame = json.loads(header)
         return frame, int(frame["size"]) if frame["event"] == "output" else 0
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _not_a_frame(header[:200]) from error
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from gridcloud.errors import GridcloudError, TimedOut, Unavailable
+from gridcloud.errors import Conflict, GridcloudError, TimedOut, Unavailable
 from gridcloud.model.job import Ending, Job, JobState, Outcome
 from gridcloud.model.lease import Lease
 from gridcloud.orchestration.ports import JobKeeper, Workplace
@@ -206,9 +206,24 @@ class JobDriver:
         left = (end - self._now()).total_seconds() + _AFTER_THE_END if end else None
         try:
             async with asyncio.timeout(left):
-                return await step()
+                if self.job.state is JobState.ACTIVE:  # a cancel ends the command, not the wait
+                    return await step()
+                return await self._unless_canceled(step)
         except TimeoutError as error:
             raise TimedOut("The machine said nothing more until its lease had ended.") from error
+
+    async def _unless_canceled(self, step: Callable[[], Awaitable[T]]) -> T:
+        work = asyncio.ensure_future(step())
+        wish = asyncio.create_task(self._cancel.wait())
+        try:
+            await asyncio.wait({work, wish}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            raise Conflict("canceled")
+        finally:
+            work.cancel()
+            wish.cancel()
+            await asyncio.gather(work, wish, return_exceptions=True)
 
     def _tries_exhausted(self, pause: float) -> bool:
         # A running command is waited for as long as its lease lasts; copying is not.

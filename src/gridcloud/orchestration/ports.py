@@ -18,7 +18,11 @@ class JobKeeper(Protocol):
         ...
 
     async def save(self, job: Job, message: str = "") -> None:
-        """Keep a job's new value, with an event if there is a message."""
+        """Keep a job's new value, with an event if there is a message; an ended one stays."""
+        ...
+
+    async def request_cancel(self, job_id: str) -> None:
+        """Remember that a job is to end, in whatever state it is by now."""
         ...
 
     async def note(self, job: Job, kind: str, message: str) -> None:

@@ -104,22 +104,24 @@ class Scheduler:
 
     async def cancel(self, job_id: str) -> list[Job]:
         """Ask for a job, or all tasks of an array, to end. Idempotent; ended jobs stay."""
-        for found in await self._jobs.resolve(job_id):
-            job = found
-            if job.state.final or job.cancel_requested:
-                continue
-            driver = self._drivers.get(job.id)
-            if driver:
-                driver.job = driver.job.model_copy(update={"cancel_requested": True})
-                await self._jobs.save(driver.job, "cancel requested")
-                driver.cancel()
-                continue
-            if job.id in self._placing:
-                self._canceled.add(job.id)
-                continue
-            job = job.model_copy(update={"cancel_requested": True})
-            await self._end(job, Outcome(reason="canceled"), "canceled before it began")
+        for job in await self._jobs.resolve(job_id):
+            await self._cancel_one(job.id)
         return await self._jobs.resolve(job_id)
+
+    async def _cancel_one(self, job_id: str) -> None:
+        while True:
+            if driver := self._drivers.get(job_id):
+                driver.cancel()
+                return await self._jobs.request_cancel(job_id)
+            if job_id in self._placing:
+                return self._canceled.add(job_id)
+            job = await self._jobs.get(job_id)
+            if job.state.final:
+                return None
+            if job_id in self._placing or job_id in self._drivers:
+                continue  # it was taken up while we looked
+            # Written before anyone else can: who takes the job up from now on finds it ended.
+            return await self._end(job, Outcome(reason="canceled"), "canceled before it began")
 
     async def wait(self, job_id: str, seconds: float) -> list[Job]:
         """Return the job, or the array's tasks, once all have ended or the seconds are over."""
@@ -167,7 +169,10 @@ class Scheduler:
         ]
         matches, waiting = place(queued, offers)
         for job, offer in matches:
-            await self._take(job, offer)
+            try:
+                await self._take(job, offer)
+            except GridcloudError as error:
+                log.error("job not placed; will try again", job=job.id, error=str(error))
         for job, judged in waiting:
             if job.id not in self._told_to_wait:
                 self._told_to_wait.add(job.id)
@@ -177,11 +182,21 @@ class Scheduler:
         """Write the intent, which takes the capacity at once; the rest goes on beside us."""
         self._placing.add(job.id)
         self._told_to_wait.discard(job.id)
-        where = {"attempts": job.attempts + 1, "site": offer.site, "provider": offer.provider}
-        job = job.model_copy(update=where)
-        lease = await self._leasing.intend(job, offer)
-        job = job.model_copy(update={"lease_id": lease.id})
-        await self._jobs.save(job)
+        try:
+            job = await self._jobs.get(job.id)
+            if job.state.final:  # canceled since the line was read
+                self._placing.discard(job.id)
+                return
+            # The attempt is counted first: its number is part of what the lease is asked for by.
+            where = {"attempts": job.attempts + 1, "site": offer.site, "provider": offer.provider}
+            job = job.model_copy(update=where)
+            await self._jobs.save(job)
+            lease = await self._leasing.intend(job, offer)
+            job = job.model_copy(update={"lease_id": lease.id})
+            await self._jobs.save(job)
+        except BaseException:
+            self._placing.discard(job.id)
+            raise
         self._tasks[job.id] = asyncio.create_task(
             self._fulfil(job, lease, offer), name=f"job {job.id}"
         )

@@ -19,6 +19,7 @@ from gridcloud.errors import (
     InvalidSpec,
     NoCapacity,
     NotFound,
+    Unavailable,
 )
 from gridcloud.grid.leasing import LeaseRequest
 from gridcloud.grid.papers import LeaseGrant, Offered
@@ -84,6 +85,8 @@ class Lending:
         self._dead_since: dict[str, datetime] = {}
         self._gateway: Gateway | None = None
         self.gateway_address = ""
+        #: Whether loans are granted: not before a start has mended what the last run left.
+        self.open = False
         #: Called when capacity came free or was taken.
         self.on_change: Callable[[], None] = lambda: None
 
@@ -148,18 +151,20 @@ class Lending:
         async with self._deciding:
             if await self._leases.find(request.lease_id) is not None:
                 return await self._again(request)
+            if not self.open:
+                raise Unavailable(f"{self._settings.name} is starting or stopping.")
             if refusal := await self._refusal(request.community):
                 raise Forbidden(f"{self._settings.name} lends nothing: {refusal}")
             lease = await self._intend(request)
         try:
             machine = await self._local().launch(lease)
-        except GridcloudError:
-            await self.end(lease, "its sandbox did not start")
+            grant = self._write_grant(request, lease, machine.folder)
+            lease = lease.model_copy(update={"state": LeaseState.ACTIVE, "machine": machine})
+            await self._papers.save_grant(request.community, lease.id, grant.model_dump_json())
+            await self._leases.save(lease)
+        except BaseException:  # whatever it was, and also when the asker went away meanwhile
+            await asyncio.shield(self.end(lease, "it could not be granted"))
             raise
-        grant = self._write_grant(request, lease, machine.folder)
-        lease = lease.model_copy(update={"state": LeaseState.ACTIVE, "machine": machine})
-        await self._papers.save_grant(request.community, lease.id, grant.model_dump_json())
-        await self._leases.save(lease)
         self._guests[lease.id] = Guest(lease, self._local())
         log.info("lent", lease=lease.id, need=str(lease.need), to=request.borrower[:16])
         self.on_change()
@@ -202,7 +207,21 @@ class Lending:
             if not reason:
                 self._dead_since.pop(lease.id, None)
             elif now - self._dead_since.setdefault(lease.id, now) > _WORD_OF_THE_END:
-                await self.end(lease, reason)
+                await self._try_to_end(lease, reason)
+
+    async def end_all(self, reason: str) -> None:
+        """Lend nothing more, and end every loan, those just being granted too."""
+        self.open = False
+        async with self._deciding:  # who was let in before has written an intent by now
+            lent = [lease for lease in await self._leases.live() if lease.role is LeaseRole.LENT]
+        for lease in lent:
+            await self._try_to_end(lease, reason)
+
+    async def _try_to_end(self, lease: Lease, reason: str) -> None:
+        try:
+            await self.end(lease, reason)
+        except GridcloudError as error:  # it stays on the books, and is tried again
+            log.error("loan not ended", lease=lease.id, cause=str(error))
 
     async def _of(self, lease_id: str, borrower: str) -> Lease:
         lease = await self._leases.find(lease_id)

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from gridcloud.errors import GridcloudError, InvalidSpec
+from gridcloud.errors import Forbidden, GridcloudError, InvalidSpec
 from gridcloud.grid.broker import Broker
 from gridcloud.grid.communities import read_code
 from gridcloud.grid.offers import PeerOffer
@@ -30,6 +30,8 @@ from gridcloud.store.papers import PaperStore
 
 log = structlog.get_logger()
 _REFRESH_TIMEOUT = 2.0
+#: By how much a lease may end after the longest time offered.
+_CLOCKS_AND_STAGING = timedelta(minutes=15)
 _FIRST_RETRY, _LAST_RETRY = 2.0, 60.0
 #: How long a loan that was asked for, but never answered, is given back.
 _UNANSWERED_FOR = timedelta(minutes=10)
@@ -122,6 +124,9 @@ class Peers:
             user=_user(),
             ssh_public_key=key,
         )
+        longest = (offer.max_time or timedelta(0)) + _CLOCKS_AND_STAGING
+        if grant.ends_at > datetime.now(UTC) + longest:
+            raise Forbidden(f"{offer.site} granted a lease for longer than it offered.")
         self._keyring.put_certificate(lease.id, grant.certificate)
         machine = Machine(
             lease_id=lease.id, provider=lease.provider, folder=grant.folder, endpoint=grant.endpoint

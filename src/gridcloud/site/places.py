@@ -79,7 +79,8 @@ class Place:
         """See `Workplace`."""
         if ending.outputs:
             work = await self._executor.prepare(self._name)
-            await stage_out(self._files, work, ending.outputs, Path(job.spec.into))
+            spec = job.spec
+            await stage_out(self._files, work, ending.outputs, Path(spec.into), spec.outputs)
 
     async def cancel(self, grace_seconds: float) -> None:
         """See `Workplace`."""

@@ -94,6 +94,7 @@ class Site:
         await self._lending.start()
         await self._peers.start()
         await self._mend(starting=True)
+        self._lending.open = True
         await self.scheduler.start()
         self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
 
@@ -117,9 +118,7 @@ class Site:
         for job in running:
             await self.scheduler.cancel(job.id)
         await asyncio.gather(*(self.scheduler.wait(job.id, 30) for job in running))
-        for lease in await self._leases.live():
-            if lease.role is LeaseRole.LENT:
-                await self._lending.end(lease, "the site is going away")
+        await self._lending.end_all("the site is going away")
 
     async def submit(self, spec: JobSpec) -> list[Job]:
         """Check a spec against this host's files and the offers, and take it in."""
@@ -267,7 +266,13 @@ class Site:
         return await self._peers.members(name)
 
     async def leave_community(self, name: str) -> None:
-        """Leave a community."""
+        """Leave a community; refused while something is borrowed there."""
+        for lease in await self._leases.live():
+            if lease.role is LeaseRole.BORROWED and (lease.community or "").startswith(name):
+                raise Conflict(
+                    f"A job runs on what was borrowed in {name}.",
+                    hint="Wait for it, or cancel it first: see 'gridcloud jobs'.",
+                )
         await self._peers.leave(name)
 
     def _local(self) -> LocalProvider:
@@ -320,12 +325,15 @@ class Site:
 
     async def _give_up(self, lease: Lease, reason: str) -> None:
         log.info("mending: lease given up", lease=lease.id, role=lease.role, reason=reason)
-        if lease.role is LeaseRole.LENT:
-            return await self._lending.end(lease, reason)
-        if lease.role is LeaseRole.OWN and lease.machine and lease.machine.endpoint:
-            # What a job left on a machine that was out of reach when it ended.
-            await self._places.executor(lease).remove(lease.request_id)
-        return await self._leasing.release(lease, reason)
+        try:
+            if lease.role is LeaseRole.LENT:
+                return await self._lending.end(lease, reason)
+            if lease.role is LeaseRole.OWN and lease.machine and lease.machine.endpoint:
+                # What a job left on a machine that was out of reach when it ended.
+                await self._places.executor(lease).remove(lease.request_id)
+            return await self._leasing.release(lease, reason)
+        except GridcloudError as error:
+            log.info("mending: not yet", lease=lease.id, cause=error.message)
 
     async def _mend(self, *, starting: bool) -> None:
         """Bring leases, jobs and what providers have into agreement."""
@@ -333,14 +341,13 @@ class Site:
         jobs = {job.id: job.lease_id for job in await self.jobs.listed(_NOT_ENDED)}
         leases = await self._leases.live()
         mending = reconcile(leases, jobs, made, datetime.now(UTC), starting=starting)
-        for lease, reason in mending.release:
-            try:
-                await self._give_up(lease, reason)
-            except GridcloudError as error:
-                log.info("mending: not yet", lease=lease.id, cause=error.message)
+        await asyncio.gather(*(self._give_up(*each) for each in mending.release))
         await self._lending.end_the_dead()
         for name, lease_id in mending.terminate:
             known = await self._leases.find(lease_id)  # granted since the leases were read?
             if known is None or not known.live:
                 log.info("mending: stray removed", provider=name, lease=lease_id)
-                await self._leasing.provider(name).terminate(lease_id)
+                try:
+                    await self._leasing.provider(name).terminate(lease_id)
+                except GridcloudError as error:
+                    log.info("mending: not yet", lease=lease_id, cause=error.message)

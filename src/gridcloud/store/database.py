@@ -1,14 +1,15 @@
 """One SQLite file, one thread that owns it, and group commits.
 
 Callers hand over functions of a connection. Whatever has queued up while the thread was busy
-shares one transaction, each function in its own savepoint, so that two hundred jobs changing state
-at once cost a few disk flushes instead of hundreds, and a promise is kept only once it is on disk
-(``synchronous=FULL``): an intent written here survives a power cut.
+shares one transaction, so that two hundred jobs changing state at once cost a few disk flushes
+instead of hundreds, and a promise is kept only once it is on disk (``synchronous=FULL``): an intent
+written here survives a power cut.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -56,7 +57,8 @@ class Database:
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a transaction and return its value once that is on disk.
 
-        ``work`` runs in the store's thread and must not block on anything but the connection.
+        ``work`` runs in the store's thread, must not block on anything but the connection, and may
+        be run once more where a neighbour in its transaction failed.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -102,25 +104,29 @@ class Database:
                     return
 
     def _commit(self, connection: Connection, batch: list[_Work]) -> None:
-        results: list[tuple[_Work, Any, BaseException | None]] = []
+        """Do the whole batch in one transaction; if any of it fails, each in one of its own.
+
+        Not in savepoints: a full disk makes SQLite roll back all of the transaction unasked.
+        """
         try:
             with connection.begin():
+                values = [work(connection) for work, _, _ in batch]
+        except Exception as error:  # noqa: BLE001 - what a piece of work raises belongs to its caller
+            if len(batch) > 1:
                 for item in batch:
-                    try:
-                        with connection.begin_nested():
-                            results.append((item, item[0](connection), None))
-                    except SQLAlchemyError as error:
-                        results.append((item, None, _translate(error, self._path)))
-                    except Exception as error:  # noqa: BLE001 - belongs to the caller
-                        results.append((item, None, error))
-        except SQLAlchemyError as error:
-            failure = _translate(error, self._path)
-            results = [(item, None, failure) for item in batch]
-        for (_, future, loop), value, failed in results:
-            try:
-                loop.call_soon_threadsafe(_resolve, future, value, failed)
-            except RuntimeError:  # the loop was closed: nobody waits any more
-                continue
+                    self._commit(connection, [item])
+                return
+            failed = _translate(error, self._path) if isinstance(error, SQLAlchemyError) else error
+            _tell(batch[0], None, failed)
+            return
+        for item, value in zip(batch, values, strict=True):
+            _tell(item, value, None)
+
+
+def _tell(item: _Work, value: object, failed: Exception | None) -> None:
+    _, future, loop = item
+    with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+        loop.call_soon_threadsafe(_resolve, future, value, failed)
 
 
 def _resolve(future: asyncio.Future[Any], value: object, failed: BaseException | None) -> None:

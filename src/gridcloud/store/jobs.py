@@ -12,6 +12,8 @@ from gridcloud.model.job import Event, Job, JobState
 from gridcloud.store.database import Database
 from gridcloud.store.schema import events, jobs
 
+_FINAL = tuple(state.value for state in JobState if state.final)
+
 
 class JobStore:
     """Jobs in the order they were submitted. Every write is on disk when the call returns."""
@@ -32,12 +34,33 @@ class JobStore:
         await self._database.run(work)
 
     async def save(self, job: Job, message: str = "") -> None:
-        """Keep the job's new value; ``message`` becomes an event of its state."""
+        """Keep the job's new value; ``message`` becomes an event of its state.
+
+        A job that has ended never changes: a late write to it has no effect.
+        """
 
         def work(connection: Connection) -> None:
-            connection.execute(update(jobs).where(jobs.c.id == job.id).values(_row(job)))
-            if message:
+            changed = connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job.id, jobs.c.state.not_in(_FINAL))
+                .values(_row(job))
+            )
+            if message and changed.rowcount:
                 _note(connection, [job], message)
+
+        await self._database.run(work)
+
+    async def request_cancel(self, job_id: str) -> None:
+        """Remember that a job is to end, whatever its state is by now. Idempotent."""
+
+        def work(connection: Connection) -> None:
+            query = select(jobs.c.value).where(jobs.c.id == job_id, jobs.c.state.not_in(_FINAL))
+            value = connection.execute(query).scalar()
+            if value is None:
+                return
+            job = Job.model_validate_json(value).model_copy(update={"cancel_requested": True})
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(_row(job)))
+            _note(connection, [job], "cancel requested", "cancel")
 
         await self._database.run(work)
 
