@@ -92,17 +92,14 @@ class Site:
         self.folder.mkdir(parents=True)
         file = self.folder / "settings.toml"
         file.write_text(settings(self.name))
-        environment = os.environ | {
-            "GRIDCLOUD_STATE": str(self.state),
-            "GRIDCLOUD_SETTINGS": str(file),
-        }
+        names = {"GRIDCLOUD_STATE": str(self.state), "GRIDCLOUD_SETTINGS": str(file)}
         with (self.folder / "site.log").open("wb") as log, uninterrupted():
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gridcloud", "serve", "--ephemeral"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=os.environ | names,
                 start_new_session=True,  # Ctrl-C is for the demo, which then ends its sites
             )
 

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
@@ -33,7 +34,10 @@ _HANDSHAKE_TIMEOUT = 10.0
 _TRANSFER_TIMEOUT = 30.0
 _CLOSE_TIMEOUT = 5.0
 _MAX_CONNECTIONS = 256
+_MAX_CONNECTIONS_PER_PEER = 8
 _MAX_STREAMS_PER_CONNECTION = 16
+#: A connection on which nothing was asked for so long is closed; its owner makes a new one.
+_IDLE_TIMEOUT = 600.0
 _MAX_HANDLERS = 128
 
 
@@ -58,6 +62,7 @@ class IrohTransport:
         self._dialling: dict[str, asyncio.Lock] = {}
         self._handlers = asyncio.Semaphore(_MAX_HANDLERS)
         self._served = 0
+        self._served_to: Counter[str] = Counter()
 
     async def start(self, handler: Handler) -> None:
         """See `Transport`."""
@@ -226,16 +231,24 @@ class IrohTransport:
                 connection = await (await incoming.accept()).connect()
             connection.set_max_concurrent_bi_streams(_MAX_STREAMS_PER_CONNECTION)
             key = connection.remote_id().to_bytes().hex()
+            self._served_to[key] += 1
             try:
+                if self._served_to[key] > _MAX_CONNECTIONS_PER_PEER:
+                    return
                 async with asyncio.TaskGroup() as answering:
-                    with contextlib.suppress(iroh.IrohError):
+                    with contextlib.suppress(iroh.IrohError, TimeoutError):
                         while True:
-                            stream = await connection.accept_bi()
+                            async with asyncio.timeout(_IDLE_TIMEOUT):
+                                stream = await connection.accept_bi()
                             answering.create_task(self._answer(stream, key, handler))
             finally:
+                self._served_to[key] -= 1
+                self._served_to += Counter()  # drops those at nought
                 connection.close(0, b"")
         except (iroh.IrohError, TimeoutError) as error:
             log.debug("incoming connection failed", error=str(error))
+        except Exception:  # a fault of ours costs one connection, not the accepting of others
+            log.exception("incoming connection failed")
         finally:
             self._served -= 1
 
@@ -243,8 +256,9 @@ class IrohTransport:
         """Answer one request, or reset its stream."""
         send = stream.send()
         try:
+            # Read outside of it: a peer that sends slowly holds up nobody's place.
+            message = await _in_time(stream.recv().read_to_end(MAX_MESSAGE_BYTES))
             async with self._handlers:
-                message = await _in_time(stream.recv().read_to_end(MAX_MESSAGE_BYTES))
                 reply = await handler(key, message)
                 check_size(reply)
                 await _in_time(send.write_all(reply))
