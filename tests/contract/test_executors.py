@@ -277,7 +277,7 @@ async def test_awkward_files_go_in_and_come_out(ground, logs, tmp_path):
     assert (there / "none").stat().st_mtime == 1e9
     patterns = (tree.name, f"{tree.name}/.hidden")
     ending = await ground.executor.run("a", sh("true", outputs=patterns), logs, lambda: None)
-    await stage_out(ground.files, work, ending.outputs, tmp_path / "back")
+    await stage_out(ground.files, work, ending.outputs, tmp_path / "back", ["**"])
     files = {name: data for name, data in expected.items() if data is not None}
     back = read_tree(tmp_path / "back" / tree.name)
     assert {name: data for name, data in back.items() if data is not None} == files
@@ -290,7 +290,7 @@ async def test_a_link_to_an_output_comes_back_as_a_file(ground, logs, tmp_path):
     work = await ground.executor.prepare("a")
     spec = sh("echo data > a.txt; ln -s a.txt b.txt", outputs=("*.txt",))
     ending = await ground.executor.run("a", spec, logs, lambda: None)
-    await stage_out(ground.files, work, ending.outputs, tmp_path / "out")
+    await stage_out(ground.files, work, ending.outputs, tmp_path / "out", ["**"])
     assert {p.name: p.read_text() for p in (tmp_path / "out").iterdir() if not p.is_symlink()} == {
         "a.txt": "data\n",
         "b.txt": "data\n",
@@ -307,7 +307,7 @@ async def test_thousands_of_small_files(ground, logs, tmp_path):
     work = await ground.executor.prepare("a")
     await stage_in(ground.files, [str(tree)], work)
     ending = await ground.executor.run("a", sh("true", outputs=("many",)), logs, lambda: None)
-    await stage_out(ground.files, work, ending.outputs, tmp_path / "out")
+    await stage_out(ground.files, work, ending.outputs, tmp_path / "out", ["**"])
     assert read_tree(tmp_path / "out/many") == read_tree(tree)
     await ground.executor.remove("a")
 
@@ -318,7 +318,7 @@ async def test_a_large_file_goes_and_comes_back(ground, logs, tmp_path):
     (tmp_path / "big").write_bytes(data)
     work = await ground.executor.prepare("a")
     await stage_in(ground.files, [str(tmp_path / "big")], work)
-    await stage_out(ground.files, work, [("big", len(data))], tmp_path / "out")
+    await stage_out(ground.files, work, [("big", len(data))], tmp_path / "out", ["**"])
     assert (tmp_path / "out/big").read_bytes() == data
     await ground.executor.remove("a")
 
@@ -330,7 +330,7 @@ async def test_a_file_that_vanished_is_named(ground, tmp_path):
         await stage_in(ground.files, [str(tmp_path / "absent.txt")], work)
     assert told.value.hint
     with pytest.raises(NotFound, match=r"gone\.txt"):
-        await stage_out(ground.files, work, [("gone.txt", 5)], tmp_path / "out")
+        await stage_out(ground.files, work, [("gone.txt", 5)], tmp_path / "out", ["**"])
     assert list((tmp_path / "out").iterdir()) == []
     await ground.executor.remove("a")
 
@@ -343,7 +343,7 @@ async def test_outputs_never_leave_their_folder(ground, tmp_path):
     (tmp_path / "out/link").symlink_to("../out-side")
     for name in ("../x", "/x", "a/../../x", "link/x"):
         with pytest.raises(Forbidden):
-            await stage_out(ground.files, work, [(name, 0)], tmp_path / "out")
+            await stage_out(ground.files, work, [(name, 0)], tmp_path / "out", ["**"])
     assert list((tmp_path / "out-side").iterdir()) == []
     await ground.executor.remove("a")
 
