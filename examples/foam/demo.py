@@ -2,7 +2,8 @@
 
 Starts a laptop, a university and an institute, each a site of its own with its own keys, state
 and ports; founds a community; lets the other two join by invitation; makes the volumes; runs the
-three steps for each volume as jobs handed in at the laptop; and takes everything down again.
+three steps for each volume as jobs handed in at the laptop; and takes everything down again. Over
+400 lines in one file, so that it can be read from top to bottom.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from gridcloud.model.quantities import parse_bytes
 
 HERE = Path(__file__).resolve().parent
 STEPS = ("check", "segment", "analyse")
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDED = ("done", "discarded", "failed")
 #: site → CPUs it has; the laptop keeps to itself, the others lend all they have
 SITES = {"laptop": 1, "university": 2, "institute": 1}
@@ -61,14 +63,13 @@ def settings(name: str) -> str:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put off Ctrl-C and TERM to the end of the block: no process may start and be forgotten."""
+    """Put off Ctrl-C and its like to the end of the block: no process starts and is forgotten."""
     came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda got, _: came.append(got)) for number in numbers]
+    before = [signal.signal(number, lambda got, _: came.append(got)) for number in ENDINGS]
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(ENDINGS, before, strict=True):
             signal.signal(number, handler)
     if came:
         raise KeyboardInterrupt
@@ -271,6 +272,14 @@ def make_volumes(arguments: argparse.Namespace, into: Path) -> list[Path]:
     return sorted(into.glob("foam_*.npy"))
 
 
+def clear(results: Path) -> None:
+    """Make the folder for results, and take away what an earlier demo left in it."""
+    results.mkdir(parents=True, exist_ok=True)
+    for pattern in ("foam_*", "accepted/foam_*", "discarded/foam_*", "summary.csv"):
+        for path in results.glob(pattern):
+            path.unlink()
+
+
 def summarise(run: Run, results: Path) -> Path:
     """Write the table as CSV and return its path."""
     file = results / "summary.csv"
@@ -312,12 +321,11 @@ def three_sites(base: Path) -> Iterator[dict[str, Site]]:
             site.start()
         yield sites
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # the end is not to be cut short
+        for number in ENDINGS:  # the end is not to be cut short
             signal.signal(number, signal.SIG_IGN)
         console.print("stopping the three sites …")
-        for site in sites.values():
+        for site in sites.values():  # the laptop first: it gives back what the others lent
             site.stop()
-        for site in sites.values():
             site.wait()
         left = leftovers(base)
         sandboxes = [p for s in sites.values() for p in (s.state / "sandboxes").glob("*")]
@@ -344,7 +352,7 @@ async def analyse(arguments: argparse.Namespace, sites: dict[str, Site], data: P
             console.print(f"  {member.site_name:12}{member.key[:16]}…  {', '.join(member.roles)}")
         console.print(f"making {arguments.volumes} volumes of {arguments.size}³ voxels …")
         volumes = await asyncio.to_thread(make_volumes, arguments, data)
-        arguments.results.mkdir(parents=True, exist_ok=True)
+        clear(arguments.results)
         run = Run(laptop, volumes, arguments.results)
         began = time.monotonic()
         await run.all()
@@ -376,11 +384,18 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def interrupted(number: int, _: object) -> None:
+    """End the demo in order, also when its terminal was closed."""
+    console.quiet = number == signal.SIGHUP  # there is nowhere to print to any more
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Run the demo; the exit status is 0 if every volume was served."""
     arguments = parse()
     base = Path(tempfile.mkdtemp(prefix="gridcloud-demo-"))
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
     try:
         console.print("starting three sites: " + ", ".join(SITES))
         with three_sites(base) as sites:

@@ -57,11 +57,12 @@ def test_a_fresh_folder_with_inputs_and_outputs(site, here):
         (["--in", "absent", "--", "true"], 64, "absent cannot be used"),
         (["--in", "/dev/null", "--", "true"], 64, "neither a file nor a folder"),
         (["--out", "../x", "--", "true"], 64, "leaves the job folder"),
+        (["--out", "x", "--into", "/dev/null", "--", "touch", "x"], 64, "not a folder"),
         (["--out", "/x", "--", "true"], 64, "leaves the job folder"),
         (["--env", "A-B=1", "--", "true"], 64, "environment variable"),
         (["--env", "SURELY_NOT_SET", "--", "true"], 64, "no such variable"),
         (["--array", "9-1", "--", "true"], 2, "empty or too large"),
-        (["--site", "elsewhere", "--", "true"], 64, "pinned to elsewhere"),
+        (["--site", "elsewhere", "--", "true"], 64, "No site called 'elsewhere'"),
         (["--colour", "red", "--", "true"], 2, "No such option"),
         ([], 2, "Missing argument"),
         (["--out", "*.csv", "--", "true"], 1, "no file matches"),
@@ -134,6 +135,21 @@ def test_an_array_puts_each_task_in_its_own_folder(site, here):
     assert {p.name: (p / "n.txt").read_text() for p in here.iterdir()} == {
         str(n): f"{n} {n}\n" for n in range(1, 21)
     }
+
+
+def test_the_name_of_an_array_is_not_that_of_a_log(site):
+    """Its tasks are named instead."""
+    array = site.cli("run", "--array", "1-2", "--detach", "--", "true").stdout.strip()
+    done = site.cli("logs", array)
+    assert (done.returncode, f"{array}.1" in done.stderr) == (64, True)
+
+
+def test_an_unusable_state_folder(site):
+    """The cause in a sentence, whatever the command."""
+    done = site.cli("status", env={"GRIDCLOUD_STATE": "/proc/x"})
+    assert done.returncode == 69
+    assert "state folder /proc/x cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_failed_task_fails_the_array(site, here):

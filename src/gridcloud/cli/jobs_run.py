@@ -74,8 +74,9 @@ def run(
 ) -> int:
     """Run COMMAND in a fresh job folder, here or wherever its need fits.
 
-    Its output appears live, its exit status becomes this command's. Ctrl-C cancels it. All
-    options come before the command; "--" in front of it keeps the two apart for the eye:
+    Its output appears live, its exit status becomes this command's. Ctrl-C cancels it. It reads
+    nothing from standard input. The tasks of an array keep their output for 'gridcloud logs'.
+    All options come before the command; "--" keeps the two apart for the eye:
 
         gridcloud run --cpus 2 --in data.csv --out 'plot.png' -- python analyse.py data.csv
 
@@ -113,6 +114,8 @@ def run(
 def _stay(client: Client, jobs: list[Job], job_id: str, spec: JobSpec, *, json_: bool) -> int:
     if spec.tasks:
         ended = _watch_array(client, job_id, len(jobs), quiet=json_)
+        if not json_:
+            click.echo(f"gridcloud: each task's output: gridcloud logs {jobs[0].id}", err=True)
     else:
         if not json_:
             _stream(client, job_id)
@@ -160,7 +163,7 @@ def _watch_array(client: Client, job_id: str, count: int, *, quiet: bool) -> lis
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    console = Console(stderr=True, quiet=quiet)
+    console = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(job_id, total=count)

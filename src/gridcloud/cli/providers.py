@@ -29,7 +29,13 @@ def add() -> None:
 @add.command()
 @click.option("--host", required=True, help="Its name or address.")
 @click.option("--user", required=True, help="The account to log in to.")
-@click.option("--port", default=22, show_default=True, help="Where its sshd listens.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=22,
+    show_default=True,
+    help="Where its sshd listens.",
+)
 @click.option("--identity", metavar="FILE", help="The private key.  [default: agent, ~/.ssh]")
 @click.option(
     "--host-key",

@@ -127,14 +127,19 @@ def stop(*, json_: bool) -> None:
     import time
 
     from gridcloud.client import Client
+    from gridcloud.errors import Unavailable
 
-    with Client(start=False) as client:
+    try:
+        client = Client(start=False)
+    except Unavailable:
+        return print_json({"stopped": None}) if json_ else click.echo("no site runs")
+    with client:
         pid = client.status().pid
         client.stop()
     deadline = time.monotonic() + 30
     while _alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    print_json({"stopped": pid}) if json_ else click.echo(f"stopped (process {pid})")
+    return print_json({"stopped": pid}) if json_ else click.echo(f"stopped (process {pid})")
 
 
 def _alive(pid: int) -> bool:

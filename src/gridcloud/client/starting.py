@@ -48,15 +48,21 @@ def ensure(state: Path, settings_file: Path) -> None:
     """
     if answers(state):
         return
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log = state / "site.log"
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        log = state / "site.log"
+        log.touch(mode=0o600)
+    except OSError as error:
+        raise Unavailable(
+            f"The state folder {state} cannot be used: {error.strerror}.",
+            hint="Choose another with GRIDCLOUD_STATE.",
+        ) from error
     environment = os.environ | {
         "GRIDCLOUD_STATE": str(state),
         "GRIDCLOUD_SETTINGS": str(settings_file),
     }
     with log.open("ab") as output:
         start = output.tell()
-        log.chmod(0o600)
         process = subprocess.Popen(
             [sys.executable, "-m", "gridcloud.site"],
             stdin=subprocess.DEVNULL,

@@ -33,6 +33,16 @@ def check_inputs(paths: Iterable[str]) -> None:
                 raise InvalidSpec(f"The input {shown} may not be read by this site.")
 
 
+def check_into(path: str) -> None:
+    """Refuse a place for outputs that cannot be written to. Blocks. Raises `InvalidSpec`."""
+    into = Path(path)
+    there = next(folder for folder in (into, *into.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise InvalidSpec(f"Outputs cannot go into {into}: {there} is not a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidSpec(f"Outputs cannot go into {into}: this site may not write to {there}.")
+
+
 def _walk(path: Path, around: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     """Yield a path and all in it, links followed; ``around`` tells the folders it is in."""
     yield path
@@ -82,7 +92,12 @@ def _targets(
 ) -> list[tuple[str, Path, int]]:
     """Return what is copied from where to where. Blocks."""
     targets = [(f"{work}/{name}", confined(into, name), size) for name, size in outputs]
-    into.mkdir(parents=True, exist_ok=True)
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Forbidden(f"The folder {into} for outputs cannot be made: {error.strerror}.") from (
+            error
+        )
     return targets
 
 

@@ -65,5 +65,9 @@ class Plan(Frozen):
 
     def explain(self) -> str:
         """Return one sentence with the reason of each offer that lost."""
-        losers = [f"{v.offer.place}: {', '.join(v.reasons)}" for v in self.verdicts if v.reasons]
+        losers = [
+            f"{v.offer.place}: {', '.join(reason.rstrip('.') for reason in v.reasons)}"
+            for v in self.verdicts
+            if v.reasons
+        ]
         return "; ".join(losers) or "no site offers anything"

@@ -76,7 +76,13 @@ class Scheduler:
 
         Raises `InvalidSpec` when no offer known now could ever serve the need.
         """
-        judged = plan(spec.need, await self._leasing.offers(), spec.site)
+        offers = await self._leasing.offers()
+        known = sorted({offer.site for offer in offers})
+        if spec.site is not None and spec.site not in known:
+            raise InvalidSpec(
+                f"No site called {spec.site!r} is known here.", hint=f"Known: {', '.join(known)}."
+            )
+        judged = plan(spec.need, offers, spec.site)
         if not judged.winners and not judged.possible_later:
             raise InvalidSpec(
                 f"Nothing here can ever serve {spec.need}: {judged.explain()}.",

@@ -50,7 +50,7 @@ class HostKeysRequest(Frozen):
     """The SSH server whose keys are asked for."""
 
     host: str
-    port: int = 22
+    port: Annotated[int, Field(ge=1, le=65535)] = 22
 
 
 class NewCommunity(Frozen):

@@ -130,6 +130,11 @@ class Lending:
             f"{format_duration(lending.max_time)}, {'with' if lending.network else 'no'} network"
         )
 
+    async def problems(self) -> tuple[str, ...]:
+        """Return why what the owner means to lend cannot be lent."""
+        problem = await self._problem() if self._settings.lending.enabled else ""
+        return (f"lending: {problem}",) if problem else ()
+
     async def digest(self, community: str) -> Offered | None:
         """Return what is offered to a community now; None when nothing is."""
         if await self._refusal(community):

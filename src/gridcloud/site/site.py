@@ -14,8 +14,8 @@ import structlog
 from gridcloud import __version__
 from gridcloud.access.connect import fetch_host_keys
 from gridcloud.access.keys import fingerprint
-from gridcloud.data.staging import check_inputs
-from gridcloud.errors import Conflict, GridcloudError
+from gridcloud.data.staging import check_inputs, check_into
+from gridcloud.errors import Conflict, GridcloudError, InvalidSpec
 from gridcloud.model.api import (
     CommunityInfo,
     HostKeys,
@@ -125,13 +125,20 @@ class Site:
         specs = [spec.for_task(task) for task in spec.tasks] or [spec]
         inputs = {path for each in specs for path in each.inputs}
         await asyncio.to_thread(check_inputs, sorted(inputs))
+        for into in sorted({each.into for each in specs if each.outputs}):
+            await asyncio.to_thread(check_into, into)
         return await self.scheduler.submit(spec)
 
     async def log(
         self, job_id: str, stream: str, offset: int, *, follow: bool
     ) -> AsyncIterator[bytes]:
         """Return the bytes of one stream of a job; raises `NotFound` before any is given."""
-        await self.jobs.get(job_id)
+        first, *_ = await self.jobs.resolve(job_id)
+        if first.id != job_id:
+            raise InvalidSpec(
+                f"{job_id} is an array; each of its tasks has output of its own.",
+                hint=f"Name one of them, such as {first.id}.",
+            )
 
         async def ended() -> None:
             while follow and not (await self.scheduler.wait(job_id, 3600))[0].state.final:
@@ -163,7 +170,10 @@ class Site:
             leases_borrowed=count[LeaseRole.BORROWED],
             capacity=capacity,
             free=free,
-            problems=tuple(f"provider {i.name}: {i.problem}" for i in infos if i.problem),
+            problems=(
+                *(f"provider {i.name}: {i.problem}" for i in infos if i.problem),
+                *await self._lending.problems(),
+            ),
         )
 
     async def info(self) -> SiteInfo:
