@@ -348,6 +348,9 @@ async def analyse(arguments: argparse.Namespace, sites: dict[str, Site], data: P
         for name in ("university", "institute"):
             invitation = await laptop.invite("foam")
             await clients[name].join_community(invitation.code)
+            lending = (await clients[name].site()).lending
+            if lending.startswith("not offered"):
+                console.print(f"[yellow]{name} lends nothing on this machine:[/] {lending}")
         for member in await laptop.members("foam"):
             console.print(f"  {member.site_name:12}{member.key[:16]}…  {', '.join(member.roles)}")
         console.print(f"making {arguments.volumes} volumes of {arguments.size}³ voxels …")
