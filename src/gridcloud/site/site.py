@@ -278,7 +278,8 @@ class Site:
     async def leave_community(self, name: str) -> None:
         """Leave a community; refused while something is borrowed there."""
         for lease in await self._leases.live():
-            if lease.role is LeaseRole.BORROWED and (lease.community or "").startswith(name):
+            known_as = (lease.community, (lease.community or "").partition(".")[0])
+            if lease.role is LeaseRole.BORROWED and name in known_as:
                 raise Conflict(
                     f"A job runs on what was borrowed in {name}.",
                     hint="Wait for it, or cancel it first: see 'gridcloud jobs'.",
