@@ -39,6 +39,7 @@ format: $(VENV)/.dev ## Put every file into the house format.
 bench: $(VENV)/.bench ## Measure speed side by side with the alternatives; prints ratios.
 	tests/testbeds/install
 	$(BIN)/python bench/first_light.py
+	$(BIN)/python bench/matching.py
 
 clean: ## Remove what these verbs made.
 	rm -rf $(VENV) build dist demo-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -69,6 +69,7 @@ def lend(new_site):
         with borrower.client() as inviter, lender.client() as joining:
             inviter.create_community("physics")
             joining.join_community(inviter.invite("physics").code)
+            wait_until(lambda: inviter.offers(BORROWED).plan.winners)
         return borrower, lender
 
     return make
@@ -318,3 +319,111 @@ def test_the_gateway_lets_in_only_the_holder_of_the_lease(lend, tmp_path):
     assert second != lease
     assert "Permission denied" in ssh(second, key).stderr
     assert borrower.cli("cancel", other.id).returncode == 0
+
+
+RECALLABLE = '[[lending.rules]]\ncommunity = "physics"\nnotice = "{}"\n'
+
+
+def rewrite(site, text):
+    """Replace a site's settings, as an editor does."""
+    new = site.folder / "settings.new"
+    new.write_text(f'name = "{site.name}"\n{text}')
+    new.replace(site.settings_file)
+
+
+def test_a_loan_is_recalled_at_its_owners_word(lend):
+    """It ends after its notice though it was lent for longer; the borrower's job learns of it."""
+    borrower, lender = lend()
+    rewrite(lender, LENDER.format("1h") + RECALLABLE.format("3s"))
+    wait_until(lambda: "by 1 rule" in lender.cli("site", "show").stdout)
+    job = submit(borrower, "echo begun; setsid sleep 300 & sleep 300", resubmit=0)
+    (loan,) = json.loads(lender.cli("lent", "--json").stdout)
+    assert loan["person"].endswith("@borrower")
+    assert (loan["recalled"], loan["notice"]) == ("", "PT3S")
+    assert loan["lease_id"] in lender.cli("lent").stdout
+    ended = lender.cli("lent", "end", loan["lease_id"])
+    assert ended.returncode == 0, ended
+    wait_until(lambda: nothing_left(lender), 40)
+    assert "recall told" in lender.log()
+    assert wait(borrower, job).state is JobState.FAILED
+
+
+def test_a_loan_without_notice_is_ended_at_once_or_not_at_all(lend):
+    """Its owner has to say that it means now; the borrower finds the place gone."""
+    borrower, lender = lend()
+    job = submit(borrower, "echo begun; setsid sleep 300 & sleep 300", resubmit=0)
+    (lease,) = sandboxes(lender)
+    refused = lender.cli("lent", "end", lease)
+    assert "without a notice" in refused.stderr
+    assert refused.returncode == 73
+    assert leases_lent(lender) == 1
+    assert lender.cli("lent", "end", "--now", lease).returncode == 0
+    wait_until(lambda: nothing_left(lender), 40)
+    assert wait(borrower, job).state is JobState.FAILED
+    assert "nothing is lent" in lender.cli("lent").stdout
+    assert lender.cli("lent", "end", "nosuch").returncode == 66
+
+
+def test_a_new_policy_holds_without_a_restart(lend):
+    """Who is asked next goes by the new file; a broken one is told and changes nothing."""
+    borrower, lender = lend()
+    job = submit(borrower, "echo begun; sleep 300")
+    pid = lender.process.pid
+    rewrite(lender, LENDER.format("1h") + '[[lending.rules]]\ncommunity = "chemistry"\n')
+    wait_until(lambda: "no rule is for them any more" in lender.cli("status").stdout)
+    assert sandboxes(lender), "what runs goes on"
+    rewrite(lender, LENDER.format("1h") + '[[lending.rules]]\ncomunity = "physics"\n')
+    wait_until(lambda: "comunity: there is no such setting" in lender.cli("status").stdout)
+    assert "line 10" in lender.cli("status").stdout
+    assert borrower.cli("cancel", job.id).returncode == 0
+    wait_until(lambda: nothing_left(lender))
+    with borrower.client() as client:
+        wait_until(lambda: not client.offers(BORROWED).plan.winners)
+        rewrite(lender, LENDER.format("1h"))
+        wait_until(lambda: client.offers(BORROWED).plan.winners)
+    assert "problem" not in lender.cli("status").stdout
+    assert lender.process.pid == pid
+
+
+def test_lending_is_switched_on_while_the_site_runs(new_site):
+    """The gateway opens, and peers are offered what there is, without a restart."""
+    borrower, lender = new_site("borrower", HOME), new_site("lender", "")
+    borrower.start()
+    lender.start()
+    with borrower.client() as inviter, lender.client() as joining:
+        inviter.create_community("physics")
+        joining.join_community(inviter.invite("physics").code)
+        rewrite(lender, LENDER.format("1h"))
+        wait_until(lambda: inviter.offers(Need(cpus=2)).plan.winners)
+        (job,) = inviter.submit(JobSpec(command=("true",), need=BORROWED))
+        assert inviter.wait(job.id, timedelta(seconds=60))[0].state is JobState.COMPLETED
+
+
+def test_a_lender_killed_after_a_recall_still_ends_the_loan(lend):
+    """With the owner's site gone, the sandbox's own keeper goes by the new end."""
+    borrower, lender = lend()
+    rewrite(lender, LENDER.format("1h") + RECALLABLE.format("4s"))
+    wait_until(lambda: "by 1 rule" in lender.cli("site", "show").stdout)
+    submit(borrower, "echo begun; setsid sleep 300 & sleep 300", resubmit=0)
+    (lease,) = sandboxes(lender)
+    assert lender.cli("lent", "end", lease).returncode == 0
+    lender.kill()
+    borrower.kill()
+    assert lender.left()
+    wait_until(lambda: not lender.left(), 20)
+
+
+def test_own_users_come_first(lend):
+    """A job of the lender's own recalls the loan in its way, and runs once its notice is over."""
+    borrower, lender = lend()
+    rewrite(lender, LENDER.format("1h") + RECALLABLE.format("3s"))
+    wait_until(lambda: "by 1 rule" in lender.cli("site", "show").stdout)
+    job = submit(borrower, "echo begun; sleep 300", resubmit=0)
+    with lender.client() as client:
+        (own,) = client.submit(JobSpec(command=("echo", "mine"), need=BORROWED, site="lender"))
+        (ended,) = client.wait(own.id, timedelta(seconds=60))
+    assert ended.state is JobState.COMPLETED, (ended, lender.log())
+    assert wait(borrower, job).state is JobState.FAILED
+    assert "own users need it" in lender.log()
+    assert "own users need it" in borrower.cli("events", job.id).stdout
+    wait_until(lambda: nothing_left(lender))

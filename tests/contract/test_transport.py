@@ -9,32 +9,57 @@ import pytest
 
 from gridcloud.errors import Conflict, GridcloudError, InvalidSpec, TimedOut, Unavailable
 from gridcloud.grid.identity import Identity
-from gridcloud.grid.iroh_transport import IrohTransport
 from gridcloud.grid.memory_transport import Link, MemoryNetwork
-from gridcloud.grid.transport import MAX_MESSAGE_BYTES, PeerAddress
+from gridcloud.grid.neighbourhood import Neighbourhood
+from gridcloud.grid.overlay import OverlayTransport
+from gridcloud.grid.transport import MAX_MESSAGE_BYTES, Path, PeerAddress
 
 
 async def echo(key: str, message: bytes) -> bytes:
     return key.encode() + b"|" + message
 
 
-@pytest.fixture(params=["iroh", "memory"])
+class Hidden(OverlayTransport):
+    """A site that nobody can dial: it holds a link to one helper, which relays."""
+
+    def __init__(self, identity, helper):
+        super().__init__(identity, listen=None)
+        self._helper = helper
+
+    async def start(self, handler):
+        await super().start(handler)
+        helper = self._helper.address()
+        if helper.tls:
+            self.settle(Neighbourhood(relays_for=lambda _: [helper], anchors=lambda: [helper]))
+            await asyncio.wait_for(self._links.arrival(helper.key), 10)
+
+
+@pytest.fixture(params=["udp", "tls", "relayed", "memory"])
 async def make(request):
     """Returns a function that makes a transport, closed at the end of the test."""
     network = MemoryNetwork(seed=1)
-    made = []
+    helper = OverlayTransport(Identity.generate(), listen=None, tls_listen="127.0.0.1:0")
+    made = [helper]
 
     def one(identity: Identity | None = None):
         identity = identity or Identity.generate()
-        if request.param == "iroh":
-            transport = IrohTransport(identity)
-        else:
-            transport = network.node(identity.key)
+        match request.param:
+            case "udp":
+                transport = OverlayTransport(identity)
+            case "tls":
+                transport = OverlayTransport(identity, listen=None, tls_listen="127.0.0.1:0")
+            case "relayed":
+                transport = Hidden(identity, helper)
+            case _:
+                transport = network.node(identity.key)
         made.append(transport)
         return transport
 
+    if request.param == "relayed":
+        await helper.start(echo)
+        helper.settle(Neighbourhood(may_relay=lambda _source, _target: True))
     yield one
-    for transport in made:
+    for transport in reversed(made):
         await transport.close()
 
 
@@ -193,12 +218,12 @@ async def test_closing_ends_what_is_under_way(make):
         await asking
 
 
-class TestIroh:
-    """What only the real one does."""
+class TestUdp:
+    """What only the real one over iroh does."""
 
     async def test_garbage_and_half_open_connections_do_not_end_the_listening(self):
         """Bad packets, and a stranger with another protocol, leave the accept loop alive."""
-        one, other = IrohTransport(Identity.generate()), IrohTransport(Identity.generate())
+        one, other = OverlayTransport(Identity.generate()), OverlayTransport(Identity.generate())
         await one.start(echo)
         await other.start(echo)
         try:
@@ -218,22 +243,22 @@ class TestIroh:
 
     async def test_a_specific_address_is_the_only_one_listened_on(self):
         """Loopback means loopback in both IP families."""
-        transport = IrohTransport(Identity.generate(), "127.0.0.1:0")
+        transport = OverlayTransport(Identity.generate(), "127.0.0.1:0")
         await transport.start(echo)
         try:
-            bound = transport._endpoint.bound_sockets()
+            bound = transport._udp._endpoint.bound_sockets()
             assert all(each.startswith(("127.0.0.1:", "[::1]:")) for each in bound)
         finally:
             await transport.close()
 
     async def test_a_port_in_use_is_named(self):
         """The error says which address could not be had."""
-        one = IrohTransport(Identity.generate())
+        one = OverlayTransport(Identity.generate())
         await one.start(echo)
         taken = one.address().addresses[0]
         try:
             with pytest.raises(Unavailable, match=taken):
-                await IrohTransport(Identity.generate(), taken).start(echo)
+                await OverlayTransport(Identity.generate(), taken).start(echo)
         finally:
             await one.close()
 
@@ -241,55 +266,53 @@ class TestIroh:
     async def test_a_malformed_address_is_refused(self, listen):
         """Both listen and advertise want IP:PORT."""
         with pytest.raises(InvalidSpec):
-            IrohTransport(Identity.generate(), listen)
+            OverlayTransport(Identity.generate(), listen)
         with pytest.raises(InvalidSpec):
-            IrohTransport(Identity.generate(), advertise=[listen])
+            OverlayTransport(Identity.generate(), advertise=[listen])
+        with pytest.raises(InvalidSpec):
+            OverlayTransport(Identity.generate(), tls_advertise=[listen])
 
-    async def test_a_connection_fallen_silent_is_dialled_anew(self, monkeypatch):
+    async def test_a_connection_fallen_silent_is_dialled_anew(self):
         """A peer that vanished without a word and came back is reached within one request."""
         identity = Identity.generate()
-        one, other = IrohTransport(Identity.generate()), IrohTransport(identity)
+        one, other = OverlayTransport(Identity.generate()), OverlayTransport(identity)
         await one.start(echo)
         await other.start(echo)
-        silent = SilentConnection(one)
         try:
             await one.request(other.address(), b"1", 5)
-            silent.instead_of(identity.key)
+            one._links.close()
+            one._links.add(SilentLink(identity.key))
             assert (await one.request(other.address(), b"2", 2)).endswith(b"|2")
         finally:
             await one.close()
             await other.close()
 
 
-class SilentConnection:
-    """Stands for a kept connection whose other end is gone: takes all, gives nothing."""
+class SilentLink:
+    """Stands for a kept link whose other end is gone: takes all, gives nothing."""
 
-    def __init__(self, transport):
-        self._transport = transport
+    alive = True
+    dialled = True
 
-    def instead_of(self, key):
-        self._transport._connections[key].close(0, b"")
-        self._transport._connections[key] = self
+    def __init__(self, key):
+        self.key = key
 
-    def close_reason(self):
-        return None
+    def path(self):
+        return Path(how="direct")
 
-    def close(self, code, reason):
+    def observed(self):
+        return ""
+
+    def received(self):
+        return 1
+
+    def nudge(self):
         pass
 
-    def stats(self):
-        from iroh.iroh_ffi import ConnectionStats
+    def close(self):
+        self.alive = False
 
-        return ConnectionStats(
-            udp_tx_datagrams=1,
-            udp_tx_bytes=1,
-            udp_rx_datagrams=1,
-            udp_rx_bytes=1,
-            lost_packets=0,
-            lost_bytes=0,
-        )
-
-    async def open_bi(self):
+    async def open(self):
         await asyncio.Event().wait()
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from gridcloud import Client
@@ -18,11 +19,17 @@ PATIENCE = 60.0
 
 
 class SiteProcess:
-    """One site in ``folder``. Nothing of it outlives `close`, whatever a test did."""
+    """One site in ``folder``. Nothing of it outlives `close`, whatever a test did.
 
-    def __init__(self, folder: Path, name: str, settings: str = "") -> None:
+    ``enter`` is what its daemon's command line begins with, to run it in another network.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, settings: str = "", enter: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.folder = folder
+        self.enter = enter
         self.state = folder / "state"
         self.settings_file = folder / "settings.toml"
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +49,7 @@ class SiteProcess:
         program = [str(Path(__file__).with_name("dying.py")), dying]
         with (self.folder / "site.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *(program if dying else ["-m", "gridcloud.site"])],
+                [*self.enter, sys.executable, *(program if dying else ["-m", "gridcloud.site"])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

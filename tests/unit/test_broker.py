@@ -29,10 +29,10 @@ from gridcloud.grid.messages import (
     GrantBody,
     Kind,
     LeaseBody,
-    MembersBody,
     Nothing,
     encode_reply,
 )
+from gridcloud.grid.news import News, ProbeBody, ProbeReply, SyncBody, SyncReply, Word
 from gridcloud.grid.papers import LeaseGrant, OfferDigest, Offered
 from gridcloud.model.lease import Endpoint
 from gridcloud.model.need import Need, Resources
@@ -108,6 +108,19 @@ class HonestOwner:
         self.leases.pop(lease, None)
 
 
+class Tenant:
+    """Notes what lenders tell."""
+
+    def __init__(self):
+        self.recalls = []
+
+    async def recalled(self, grant, reason):
+        self.recalls.append((grant, reason))
+
+    async def countersign(self, lender, document):
+        return "", f"{lender[:4]} showed {document}"
+
+
 class Site:
     """A broker with all it needs."""
 
@@ -117,8 +130,9 @@ class Site:
         self.owner = HonestOwner(self.clock)
         self.store = MemoryCommunityStore()
         self.transport = transport_for(self.identity)
+        self.tenant = Tenant()
         self.broker = Broker(
-            self.identity, self.transport, self.store, self.owner, clock=self.clock
+            self.identity, self.transport, self.store, self.owner, self.tenant, clock=self.clock
         )
 
     @property
@@ -198,11 +212,13 @@ async def test_a_stranger_learns_and_gets_nothing(pair, site):
     eve = await site()
     asking = await lab.broker._directory.asking(community)
     caller = Caller(eve.transport, eve.clock)
-    lease = LeaseBody(
-        **asking.model_dump(), request_id="1", need=NEED, user="eve", ssh_public_key=SSH_KEY
-    )
+    said = asking.model_dump()
+    lease = LeaseBody(**said, request_id="1", need=NEED, user="eve", ssh_public_key=SSH_KEY)
+    probe = ProbeBody(words=(Word(**said, members_digest="0", offers_digest="0"),))
+    sync = SyncBody(**said, members=(0,) * 64, offers=(0,) * 64)
     for kind, body, expected in (
-        (Kind.MEMBERS, asking, MembersBody),
+        (Kind.PROBE, probe, ProbeReply),
+        (Kind.SYNC, sync, SyncReply),
         (Kind.OFFERS, asking, DigestBody),
         (Kind.LEASE, lease, GrantBody),
     ):
@@ -460,12 +476,19 @@ async def test_members_learn_where_others_moved_to(pair, site):
 
 
 async def test_a_lying_member_cannot_inject_members(pair, site):
-    """A list with an unproved member in it adds nobody."""
+    """News with an unproved member in it adds nobody."""
     university, lab, community = pair
     eve = await site()
     theirs = (await eve.broker.create_community("foam", "eve")).id
-    records = await eve.broker._directory.records(theirs)
-    answers(university, MembersBody(members=records))
+    records = await eve.broker._directory.introductions(theirs, 10)
+    asking = await university.broker._directory.asking(community)
+    word = Word(
+        **asking.model_dump(),
+        members_digest="0",
+        offers_digest="0",
+        news=News(members=records),
+    )
+    answers(university, ProbeReply(words=(word,)))
     await lab.broker.refresh_members(community)
     assert [m.site_name for m in await lab.broker.members(community)] == ["lab", "university"]
 
@@ -535,7 +558,7 @@ async def test_garbage_is_answered_with_an_error(pair):
                 await caller.ask(university.broker.address(), kind, Nothing(), Nothing, 5)
     odd = Asking(community=community, credential="~~", presence="")
     with pytest.raises(Forbidden):
-        await caller.ask(university.broker.address(), Kind.MEMBERS, odd, MembersBody, 5)
+        await caller.ask(university.broker.address(), Kind.OFFERS, odd, DigestBody, 5)
     for message in (b"", b"{}", b"\xff"):
         assert b'"ok":false' in await university.broker.handle(lab.key, message)
     assert await caller.ask(university.broker.address(), Kind.PING, Nothing(), Nothing, 5)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gridcloud.errors import InvalidSpec, Unavailable
+from gridcloud.errors import Forbidden, InvalidSpec, NotFound, Unavailable
 from gridcloud.model.job import Ending, Job, JobSpec, JobState, Outcome
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState
 from gridcloud.model.need import Need
@@ -19,11 +19,18 @@ class Keeper:
     """Remembers in memory what was saved."""
 
     def __init__(self):
-        self.saved, self.notes = [], []
+        self.saved, self.notes, self.current = [], [], None
 
-    async def save(self, job, message=""):
+    async def save(self, job, message="", *, held_by=None):
+        if not await self.holds(held_by):
+            return False
+        self.current = job
         self.saved.append(job)
         self.notes.append(message)
+        return True
+
+    async def holds(self, job):
+        return self.current is None or self.current.held_by(job)
 
     async def note(self, job, kind, message):
         self.notes.append(f"{kind}: {message}")
@@ -31,6 +38,24 @@ class Keeper:
     @property
     def states(self):
         return [job.state.value for job in self.saved]
+
+
+class Recourse:
+    """Lets a job go back in line unless there is a refusal, and lengthens leases if told to."""
+
+    def __init__(self):
+        self.patience, self.no, self.asked = timedelta(minutes=2), "", []
+        self.renewals, self.renewed = [], []
+
+    async def refusal(self, job):
+        self.asked.append(job)
+        return self.no
+
+    async def renew(self, lease, until):
+        self.renewed.append(until)
+        if self.renewals:
+            raise self.renewals.pop(0)
+        return lease.model_copy(update={"ends_at": until})
 
 
 class Place:
@@ -41,6 +66,7 @@ class Place:
         self.calls = []
         self.canceled = asyncio.Event()
         self.hold = False
+        self.never = asyncio.Event()
 
     def _step(self, name):
         self.calls.append(name)
@@ -80,19 +106,23 @@ class Place:
         self._step("close")
 
 
-def make(place, state=JobState.QUEUED, *, lease_ends=None, **spec):
+def make(place, state=JobState.QUEUED, *, lease_ends=None, role=LeaseRole.OWN, **spec):
     job = Job(
         id="j",
         spec=JobSpec(command=("true",), **spec),
         state=state,
         created_at=NOW,
         attempts=1,
+        lease_id="l",
+        site="there",
+        provider="lent",
     )
     lease = Lease(
         id="l",
-        role=LeaseRole.OWN,
+        role=role,
         state=LeaseState.ACTIVE,
-        provider="local",
+        provider="lent",
+        peer="key" if role is LeaseRole.BORROWED else None,
         need=Need(),
         created_at=NOW,
         ends_at=lease_ends,
@@ -104,8 +134,25 @@ def make(place, state=JobState.QUEUED, *, lease_ends=None, **spec):
         clock[0] += timedelta(seconds=seconds)
         await asyncio.sleep(0)
 
-    driver = JobDriver(job, lease, place, keeper, cancel_grace=1, now=lambda: clock[0], sleep=sleep)
+    driver = JobDriver(
+        job,
+        lease,
+        place,
+        keeper,
+        cancel_grace=1,
+        recourse=Recourse(),
+        now=lambda: clock[0],
+        sleep=sleep,
+    )
+    driver.clock = clock
     return driver, keeper
+
+
+def lend(place, state=JobState.ACTIVE, *, hours=1.0, **spec):
+    """As `make`, at a peer, by default for a job with a time limit."""
+    spec = {"need": Need(time=timedelta(hours=1))} | spec
+    ends = NOW + timedelta(hours=hours)
+    return make(place, state, lease_ends=ends, role=LeaseRole.BORROWED, **spec)
 
 
 async def test_the_whole_way():
@@ -220,10 +267,10 @@ async def test_a_failing_store_loses_nothing():
     driver, keeper = make(place)
     save, failures = keeper.save, [Unavailable("disk full")] * 2
 
-    async def failing(job, message=""):
+    async def failing(job, message="", *, held_by=None):
         if job.state in (JobState.STAGE_OUT, JobState.COMPLETED) and failures:
             raise failures.pop()
-        await save(job, message)
+        return await save(job, message, held_by=held_by)
 
     keeper.save = failing
     for _ in range(2):
@@ -232,3 +279,241 @@ async def test_a_failing_store_loses_nothing():
     assert (await driver.drive()).state is JobState.COMPLETED
     assert (await driver.drive()).state is JobState.COMPLETED
     assert keeper.states[-1] == "COMPLETED"
+
+
+# A place that is lost
+
+
+@pytest.mark.parametrize("error", [NotFound("Its sandbox is gone."), Forbidden("not let in")])
+async def test_a_place_that_is_gone_puts_the_job_back_in_line(error):
+    """The job may go elsewhere, and its person is told what may happen twice."""
+    place = Place(run=[error])
+    driver, keeper = lend(place)
+    job = await driver.drive()
+    assert (job.state, job.resubmitted, job.lost_at) == (JobState.QUEUED, 1, ("key/lent",))
+    assert (job.lease_id, job.site, job.outcome) == (None, None, None)
+    assert driver.left.folder_name == "j-1"
+    assert error.message in keeper.notes[-1]
+    assert "happen twice" in keeper.notes[-1]
+    assert "stage_out" not in place.calls
+
+
+async def test_a_place_out_of_reach_is_waited_for_with_patience():
+    """Short absences change nothing; after the patience, counted from the first failure, the job
+    goes elsewhere."""
+    short = Place(run=[Unavailable("no route")] * 5)
+    driver, _ = lend(short)
+    assert (await driver.drive()).state is JobState.COMPLETED
+    place = Place(run=[Unavailable("no route")] * 500)
+    driver, keeper = lend(place)
+    assert (await driver.drive()).state is JobState.QUEUED
+    assert driver.silent
+    waited = driver.clock[0] - NOW
+    assert timedelta(minutes=2) <= waited < timedelta(minutes=3)
+    assert "out of reach for 2m" in keeper.notes[-1]
+
+
+async def test_patience_begins_anew_with_each_answer():
+    """A connection that breaks now and then is not a lost place."""
+    place = Place()
+    driver, _ = lend(place)
+    tries = []
+
+    async def run(job, lease, started):
+        tries.append(driver.clock[0])
+        if len(tries) < 40:
+            if len(tries) % 4 == 0:
+                started()
+            raise Unavailable("cut")
+        return DONE
+
+    place.run = run
+    assert (await driver.drive()).state is JobState.COMPLETED
+    assert tries[-1] - tries[0] > timedelta(minutes=5)
+
+
+async def test_a_silent_place_is_kept_where_there_is_no_other():
+    """Then waiting for its return is all that can be done, as long as its lease lasts."""
+    place = Place(run=[Unavailable("no route")] * 40)
+    driver, keeper = lend(place)
+    driver._recourse.no = "nothing else here could serve it"
+    assert (await driver.drive()).state is JobState.COMPLETED
+    assert sum("nothing else here" in note for note in keeper.notes) == 1
+
+
+async def test_a_gone_place_fails_the_job_where_there_is_no_other():
+    """With the cause, and why it was not placed anew."""
+    driver, keeper = lend(Place(run=[NotFound("Its sandbox is gone.")]))
+    driver._recourse.no = "that was done 2 times, as was allowed"
+    job = await driver.drive()
+    assert job.state is JobState.FAILED
+    assert "sandbox is gone" in job.message
+    assert any("done 2 times" in note for note in keeper.notes)
+
+
+async def test_what_ended_by_itself_is_never_run_again():
+    """A place lost after the command ended costs the results, but nothing happens twice."""
+    place = Place(stage_out=[NotFound("gone")])
+    driver, _ = lend(place)
+    job = await driver.drive()
+    assert (job.state, job.outcome.reason) == (JobState.FAILED, "stage-out-failed")
+    failed = Place(Ending(outcome=Outcome(exit_code=3)))
+    driver, _ = lend(failed)
+    assert (await driver.drive()).state is JobState.FAILED
+    assert failed.calls.count("run") == 1
+
+
+async def test_a_lease_that_ended_as_agreed_is_no_loss():
+    """The job took longer than it was given; elsewhere it would again."""
+    driver, _ = lend(Place(run=[NotFound("The lease has ended.")]), hours=0.0)
+    job = await driver.drive()
+    assert (job.state, job.outcome.reason) == (JobState.FAILED, "lease-end")
+
+
+@pytest.mark.parametrize("reason", ["lost", "terminated"])
+async def test_a_command_cut_off_by_its_machine_goes_elsewhere(reason):
+    """At a peer; on this host such an end is told, as it was nobody else's machine."""
+    ending = Ending(outcome=Outcome(reason=reason, message="the machine restarted"))
+    driver, keeper = lend(Place(ending))
+    assert (await driver.drive()).state is JobState.QUEUED
+    assert "the machine restarted" in keeper.notes[-1]
+    driver, _ = make(Place(ending), JobState.ACTIVE)
+    assert (await driver.drive()).state is JobState.FAILED
+
+
+async def test_a_missing_input_is_not_a_lost_place():
+    """Nor is what cannot be read here; a place that is gone while inputs are copied is."""
+    driver, _ = lend(Place(stage_in=[NotFound("data is not there")]), JobState.STAGE_IN)
+    assert (await driver.drive()).state is JobState.FAILED
+    gone = Place(stage_in=[NotFound("gone")], state=[NotFound("gone")])
+    driver, keeper = lend(gone, JobState.QUEUED)
+    assert (await driver.drive()).state is JobState.QUEUED
+    assert "twice" not in keeper.notes[-1]
+
+
+async def test_a_canceled_job_does_not_go_back_in_line():
+    """It ends, though its place is lost as well."""
+    place = Place(run=[NotFound("gone")])
+    driver, _ = lend(place)
+    driver.cancel()
+    job = await driver.drive()
+    assert job.state is JobState.CANCELED
+
+
+async def test_a_recalled_job_may_end_in_time_else_it_goes_elsewhere():
+    """Until then it runs on; after that nobody waits for the machine."""
+    place = Place()
+    driver, _ = lend(place)
+    driver.recall(NOW + timedelta(minutes=5), "its own users need it")
+    assert (await driver.drive()).state is JobState.COMPLETED
+
+    async def run(job, lease, started):
+        started()
+        driver.recall(NOW, "its own users need it.")
+        await place.never.wait()
+
+    driver, keeper = lend(place)
+    place.run = run
+    job = await driver.drive()
+    assert job.state is JobState.QUEUED
+    assert "recalled it: its own users need it." in keeper.notes[-1]
+    assert driver.lease.ends_at == NOW
+
+
+async def test_a_recall_before_a_restart_is_remembered_by_the_lease():
+    """The reason stands in the lease, which is all that is left of it."""
+    driver, _ = lend(Place(run=[NotFound("gone")]), hours=0.0)
+    recalled = driver.lease.model_copy(update={"reason": "its own users need it"})
+    again = JobDriver(
+        driver.job,
+        recalled,
+        driver.place,
+        Keeper(),
+        cancel_grace=1,
+        recourse=Recourse(),
+        now=lambda: NOW,
+    )
+    assert (await again.drive()).state is JobState.QUEUED
+
+
+# Fencing
+
+
+@pytest.mark.parametrize("state", [JobState.ACTIVE, JobState.STAGE_OUT])
+async def test_an_attempt_that_was_replaced_writes_nothing(state):
+    """Whatever it brings back is not copied, and no state of it is saved; its folder goes."""
+    place = Place()
+    driver, keeper = lend(place, state)
+    keeper.current = driver.job.model_copy(update={"attempts": 2, "lease_id": "other"})
+    await driver.drive()
+    assert keeper.saved == []
+    assert "stage_out" not in place.calls
+    assert place.calls[-2:] == ["remove", "close"]
+    assert keeper.notes == ["fenced: attempt 1 at there/lent came back and was ended"]
+
+
+async def test_an_attempt_replaced_while_it_copied_does_not_end_the_job():
+    """The last word is looked at in the same breath as the attempt's number."""
+    place = Place()
+    driver, keeper = lend(place)
+
+    async def stage_out(job, ending):
+        keeper.current = job.model_copy(update={"attempts": 2, "state": JobState.QUEUED})
+
+    place.stage_out = stage_out
+    await driver.drive()
+    assert keeper.current.attempts == 2
+    assert keeper.states[-1] == "STAGE_OUT"
+
+
+# Renewal
+
+
+async def test_a_lease_near_its_end_is_lengthened_while_the_job_runs():
+    """By its first length each time; a refusal is told once, and the job goes on to the end."""
+    place = Place()
+    driver, keeper = lend(place, need=Need())
+    done = asyncio.Event()
+
+    async def run(job, lease, started):
+        started()
+        await done.wait()
+        return DONE
+
+    async def note(job, kind, message, note=keeper.note):
+        await note(job, kind, message)
+        if "not lengthened" in message:
+            done.set()
+
+    place.run, keeper.note = run, note
+    refuse = Forbidden("This site lends for 3h at most.")
+    recourse = driver._recourse
+    renew = recourse.renew
+
+    async def twice(lease, until):
+        if len(recourse.renewed) == 2:
+            raise refuse
+        return await renew(lease, until)
+
+    recourse.renew = twice
+    assert (await driver.drive()).state is JobState.COMPLETED
+    assert recourse.renewed == [NOW + timedelta(hours=2), NOW + timedelta(hours=3)]
+    assert driver.lease.ends_at == NOW + timedelta(hours=3)
+    assert sum("was lengthened" in note for note in keeper.notes) == 2
+    assert sum("3h at most" in note for note in keeper.notes) == 1
+
+
+async def test_a_job_with_a_limit_of_its_own_asks_for_no_more():
+    """It was given what it asked for; and what is recalled is not lengthened either."""
+    for spec, recall in (({}, False), ({"need": Need()}, True)):
+        place = Place()
+        place.hold = True
+        driver, _ = lend(place, **spec)
+        if recall:
+            driver.recall(NOW + timedelta(minutes=30), "needed")
+        task = asyncio.create_task(driver.drive())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        driver.cancel()
+        assert (await task).state is JobState.CANCELED
+        assert driver._recourse.renewed == []

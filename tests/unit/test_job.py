@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
+from gridcloud.cli.options import STRATEGIES
 from gridcloud.errors import Conflict
+from gridcloud.model.choice import Constraints, Strategy
 from gridcloud.model.job import TRANSITIONS, Job, JobSpec, JobState, Outcome
 
 
@@ -43,6 +45,12 @@ def test_a_step_that_makes_no_sense_is_refused():
         {"command": ("a",), "need": {"cpus": -3}},
         {"command": ("a",), "need": {"time": 0}},
         {"command": ("a",), "colour": "red"},
+        {"command": ("a",), "resubmit": -1},
+        {"command": ("a",), "strategy": "luckiest"},
+        {"command": ("a",), "constraints": {"countries": ["Denmark"]}},
+        {"command": ("a",), "constraints": {"within": ["Not a name"]}},
+        {"command": ("a",), "constraints": {"max_price": -1}},
+        {"command": ("a",), "constraints": {"max_price": "NaN"}},
     ],
 )
 def test_impossible_specs(spec):
@@ -61,6 +69,42 @@ def test_a_task_knows_its_number():
     assert (task.outputs, task.into) == (("o7",), "/r/7")
     assert task.env["GRIDCLOUD_TASK"] == "7"
     assert task.tasks == ()
+
+
+def test_a_task_is_placed_as_its_array_was_asked_to_be():
+    """What says where it may run, and how often, holds for each."""
+    spec = JobSpec(
+        command=("run",),
+        tasks=(1,),
+        constraints=Constraints(countries=("dk",), max_price=1),
+        strategy=Strategy.CHEAPEST,
+        resubmit=0,
+    )
+    task = spec.for_task(1)
+    assert task.constraints == spec.constraints
+    assert task.constraints.countries == ("DK",)
+    assert (task.strategy, task.resubmit) == (Strategy.CHEAPEST, 0)
+
+
+def test_an_attempt_is_current_by_its_number_and_lease():
+    """Of a job that went back in line, or has ended, no attempt is."""
+    job = Job(
+        id="a",
+        spec=JobSpec(command=("true",)),
+        state=JobState.ACTIVE,
+        created_at=datetime.now(UTC),
+        attempts=2,
+        lease_id="l",
+    )
+    assert job.held_by(job)
+    assert not job.held_by(job.model_copy(update={"attempts": 1}))
+    assert not job.advanced(JobState.QUEUED, lease_id=None).held_by(job)
+    assert not job.advanced(JobState.FAILED).held_by(job)
+
+
+def test_the_command_line_offers_every_strategy():
+    """They are listed there by hand, so that --help stays quick."""
+    assert tuple(Strategy) == STRATEGIES
 
 
 @pytest.mark.parametrize(

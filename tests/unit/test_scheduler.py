@@ -5,12 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gridcloud.errors import InvalidSpec, NoCapacity
+from gridcloud.errors import InvalidSpec, NoCapacity, NotFound, Unavailable
+from gridcloud.model.choice import Constraints, Order, Strategy
 from gridcloud.model.job import Ending, Job, JobSpec, JobState, Outcome
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
 from gridcloud.model.need import GIB, Need, Resources
 from gridcloud.model.offer import Offer
 from gridcloud.orchestration.scheduler import Scheduler
+from gridcloud.settings import JobSettings
 from gridcloud.store.database import Database
 from gridcloud.store.jobs import JobStore
 
@@ -182,7 +184,7 @@ async def test_cancel_in_line_and_while_running(world):
 
 async def test_a_refusal_puts_the_job_back_in_line(world, store, monkeypatch):
     """The refuser is left alone for a moment, then asked again; the intent is given up."""
-    monkeypatch.setattr("gridcloud.orchestration.scheduler._SHUN_A_REFUSER_FOR", 0.05)
+    monkeypatch.setattr("gridcloud.orchestration.choosing._SHUN_A_REFUSER_FOR", 0.05)
     scheduler, leasing, _ = world
     leasing.refusals = [NoCapacity("just taken")]
     (job,) = await scheduler.submit(spec())
@@ -200,7 +202,8 @@ async def test_a_refusal_puts_the_job_back_in_line(world, store, monkeypatch):
         (JobState.STAGE_IN, LeaseState.INTENT, None, JobState.COMPLETED),
         (JobState.STAGE_IN, LeaseState.ACTIVE, "running", JobState.COMPLETED),
         (JobState.ACTIVE, LeaseState.ACTIVE, "running", JobState.COMPLETED),
-        (JobState.ACTIVE, None, None, JobState.FAILED),
+        (JobState.ACTIVE, None, None, JobState.COMPLETED),
+        (JobState.STAGE_OUT, None, None, JobState.FAILED),
     ],
 )
 async def test_after_a_crash(store, state, lease_state, found, end):
@@ -315,3 +318,286 @@ async def test_cancel_an_array_right_after_it_was_handed_in(world):
     assert {job.state for job in ended} <= {JobState.CANCELED, JobState.COMPLETED}
     while leasing.live:
         await asyncio.sleep(0.01)
+
+
+# Places that are lost
+
+
+class Peers(Leasing):
+    """Peers of so many CPUs each, beside one at home too small for most."""
+
+    def __init__(self, **sizes):
+        super().__init__()
+        self.sizes, self.kept = sizes, []
+
+    async def offers(self):
+        found = []
+        for site, cpus in self.sizes.items():
+            mine = [each for each in self.live if each.peer == site]
+            have = {"memory_bytes": 64 * GIB}
+            found.append(
+                Offer(
+                    site=site,
+                    provider="lent",
+                    peer=site,
+                    community=f"physics.{0:064x}",
+                    capacity=Resources(cpus=cpus, **have),
+                    free=Resources(cpus=max(0, cpus - sum(e.need.cpus for e in mine)), **have),
+                )
+            )
+        return found
+
+    async def intend(self, job, offer):
+        lease = await super().intend(job, offer)
+        now = datetime.now(UTC)
+        loan = {"role": LeaseRole.BORROWED, "peer": offer.peer, "ends_at": now + timedelta(hours=1)}
+        self.leases[lease.id] = lease.model_copy(update=loan)
+        return self.leases[lease.id]
+
+
+class Losing(Places):
+    """Places at peers that may be gone, out of reach, or hold a job until it is let go."""
+
+    def __init__(self, **faults):
+        super().__init__()
+        self.faults, self.let_go, self.ended = faults, asyncio.Event(), []
+
+    def open(self, job, lease):
+        return LosingPlace(self, job, lease)
+
+
+class LosingPlace(Place):
+    def __init__(self, places, job, lease):
+        super().__init__(places, job)
+        self.at = lease.peer
+
+    async def run(self, job, lease, started):
+        self.places.ran.append((self.at, job.attempts))
+        fault = self.places.faults.get(self.at)
+        if fault == "away":
+            raise Unavailable("no route")
+        started()
+        match fault:
+            case "gone":
+                raise NotFound("Its sandbox is gone.")
+            case "slow":
+                await self.places.let_go.wait()
+        return Ending(outcome=Outcome(exit_code=0))
+
+    async def remove(self, job):
+        self.places.ended.append((self.at, job.attempts))
+
+
+@pytest.fixture
+async def lent(store):
+    """Return a function that starts a scheduler over peers with faults."""
+    started = []
+
+    async def make(sizes, settings=None, **faults):
+        leasing, places = Peers(**sizes), Losing(**faults)
+        scheduler = Scheduler(
+            store, leasing, places, cancel_grace=1, settings=lambda: settings or JobSettings()
+        )
+        await scheduler.start()
+        started.append(scheduler)
+        return scheduler, leasing, places
+
+    yield make
+    for scheduler in started:
+        await scheduler.stop()
+
+
+async def told(store, job, word):
+    """Wait until an event of the job says a word; return all its messages."""
+    while True:
+        messages = [event.message for _, event in await store.events([job.id])]
+        if any(word in message for message in messages):
+            return messages
+        await asyncio.sleep(0.01)
+
+
+async def test_a_lost_job_runs_elsewhere(lent, store):
+    """Once, at another place, and what it had is given back."""
+    scheduler, leasing, places = await lent({"a": 8, "b": 4}, a="gone")
+    (job,) = await scheduler.submit(spec())
+    (ended,) = await scheduler.wait(job.id, 10)
+    assert (ended.state, ended.site, ended.resubmitted) == (JobState.COMPLETED, "b", 1)
+    assert places.ran == [("a", 1), ("b", 2)]
+    messages = await told(store, job, "was given back")
+    assert any("attempt 1 at a/lent was lost: Its sandbox is gone." in m for m in messages)
+    while leasing.live:
+        await asyncio.sleep(0.01)
+    assert ("a", 1) in places.ended
+
+
+@pytest.mark.parametrize(("times", "tried"), [(0, 1), (1, 2), (None, 3)])
+async def test_no_more_often_than_allowed(lent, times, tried):
+    """As often as the job says, or else the site; then it fails with the cause."""
+    sizes = {"a": 8, "b": 4, "c": 2, "d": 1}
+    scheduler, _, places = await lent(sizes, **dict.fromkeys(sizes, "gone"))
+    (job,) = await scheduler.submit(spec(resubmit=times))
+    (ended,) = await scheduler.wait(job.id, 10)
+    assert ended.state is JobState.FAILED
+    assert "sandbox is gone" in ended.message
+    assert len(places.ran) == tried
+
+
+async def test_no_other_place_fails_the_job_at_once(lent, store):
+    """It is told so, rather than to wait for ever for a place that it may not go to."""
+    scheduler, _, _ = await lent({"a": 8, "b": 1}, a="gone")
+    (job,) = await scheduler.submit(spec(need=Need(cpus=4)))
+    (ended,) = await scheduler.wait(job.id, 10)
+    assert ended.state is JobState.FAILED
+    await told(store, job, "nothing else here could serve it")
+
+
+async def test_an_owner_that_vanished_is_left_after_the_patience(lent, store):
+    """And told once it came back and the attempt there was ended."""
+    patience = JobSettings.model_validate({"patience": "1s"})
+    scheduler, leasing, _ = await lent({"a": 8, "b": 4}, patience, a="away")
+    release, back = leasing.release, asyncio.Event()
+
+    async def later(lease, reason):
+        if lease.peer == "a" and not back.is_set():
+            return
+        await release(lease, reason)
+
+    leasing.release = later
+    (job,) = await scheduler.submit(spec())
+    (ended,) = await scheduler.wait(job.id, 20)
+    assert (ended.state, ended.site) == (JobState.COMPLETED, "b")
+    back.set()
+    await release(leasing.leases[f"l-{job.id}-1"], "given back at last")
+    await told(store, job, "attempt 1 at a/lent came back and was ended")
+
+
+async def test_a_recalled_job_goes_elsewhere_at_the_end(lent, store):
+    """Its person hears of it at once; until then it runs on where it is."""
+    scheduler, _, places = await lent({"a": 8, "b": 4}, a="slow")
+    (job,) = await scheduler.submit(spec())
+    while not places.ran:
+        await asyncio.sleep(0.01)
+    until = datetime.now(UTC) + timedelta(seconds=0.3)
+    scheduler.recalled("no such lease", until, "nobody's")
+    scheduler.recalled(f"l-{job.id}-1", until, "its own users need it")
+    await told(store, job, "a recalls its machine: its own users need it.")
+    (ended,) = await scheduler.wait(job.id, 10)
+    assert (ended.state, ended.site) == (JobState.COMPLETED, "b")
+    assert datetime.now(UTC) >= until
+    await told(store, job, "recalled it: its own users need it.")
+
+
+async def test_cancel_while_a_job_goes_back_in_line(lent, monkeypatch):
+    """Whenever that comes it ends the job, and nothing runs afterwards."""
+    for steps in range(12):
+        scheduler, leasing, places = await lent({"a": 8, "b": 4}, a="gone", b="slow")
+        (job,) = await scheduler.submit(spec())
+        while not places.ran:
+            await asyncio.sleep(0)
+        for _ in range(steps * 3):
+            await asyncio.sleep(0.0005)
+        canceling = asyncio.create_task(scheduler.cancel(job.id))
+        await asyncio.sleep(0.02)
+        places.let_go.set()
+        await canceling
+        (ended,) = await scheduler.wait(job.id, 10)
+        assert ended.state in (JobState.CANCELED, JobState.COMPLETED), ended
+        assert ended.state is JobState.CANCELED or ("b", 2) in places.ran
+        while leasing.live:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_stale_attempt_cannot_write_into_the_store(store):
+    """Saving and looking whose turn it is are one step: an old attempt's word has no effect."""
+    now = datetime.now(UTC)
+    first = Job(
+        id="j", spec=spec(), state=JobState.ACTIVE, created_at=now, attempts=1, lease_id="l"
+    )
+    await store.add([first], "submitted")
+    assert await store.holds(first)
+    back = first.advanced(JobState.QUEUED, lease_id=None)
+    assert await store.save(back, "lost", held_by=first)
+    assert not await store.holds(first)
+    assert not await store.save(first.advanced(JobState.STAGE_OUT), "late", held_by=first)
+    second = back.model_copy(update={"attempts": 2, "lease_id": "m"})
+    await store.save(second)
+    assert not await store.save(first.advanced(JobState.FAILED), "late", held_by=first)
+    assert await store.get("j") == second
+    assert await store.save(second.advanced(JobState.FAILED), "end", held_by=second)
+    assert not await store.holds(second)
+
+
+# Choosing
+
+
+async def test_settings_take_effect_at_the_next_look(lent):
+    """Strategy and order are those of the moment, not of the start."""
+    all_memory = Need(memory_bytes=64 * GIB)
+    scheduler, _, _ = await lent({"wide": 8, "snug": 1})
+    (first,) = await scheduler.submit(spec(need=all_memory))
+    assert (await scheduler.wait(first.id, 10))[0].site == "wide"
+    (second,) = await scheduler.submit(spec(need=all_memory, strategy=Strategy.BEST_FIT))
+    assert (await scheduler.wait(second.id, 10))[0].site == "snug"
+    best = JobSettings(strategy=Strategy.BEST_FIT)
+    scheduler, _, _ = await lent({"wide": 8, "snug": 1}, best)
+    (third,) = await scheduler.submit(spec(need=all_memory))
+    assert (await scheduler.wait(third.id, 10))[0].site == "snug"
+
+
+async def test_the_youngest_first_if_the_site_has_it_so(lent):
+    """In order lifo what came last is placed first."""
+    settings = JobSettings(order=Order.LIFO)
+    scheduler, _, places = await lent({"a": 1}, settings, a="slow")
+    await scheduler.submit(spec())
+    while not places.ran:
+        await asyncio.sleep(0.01)
+    jobs = [(await scheduler.submit(spec()))[0] for _ in range(3)]
+    places.let_go.set()
+    ended = [(await scheduler.wait(job.id, 10))[0] for job in jobs]
+    started = sorted(ended, key=lambda job: job.started_at)
+    assert [job.id for job in started] == [job.id for job in reversed(jobs)]
+
+
+async def test_unknown_names_are_refused_when_handed_in(lent):
+    """The same for a job and for a look at the offers."""
+    scheduler, _, _ = await lent({"a": 4})
+    within = Constraints(within=("chemistry",))
+    with pytest.raises(InvalidSpec, match="community called 'chemistry'"):
+        await scheduler.submit(spec(constraints=within))
+    with pytest.raises(InvalidSpec, match="community called 'chemistry'"):
+        await scheduler.plan(Need(), constraints=within)
+    with pytest.raises(InvalidSpec, match="is outside own"):
+        await scheduler.submit(spec(constraints=Constraints(within=("own",))))
+    judged = await scheduler.plan(Need(), constraints=Constraints(within=("physics",)))
+    assert [o.site for o in judged.winners] == ["a"]
+
+
+async def test_whoever_waits_for_own_capacity_is_made_known(world):
+    """So that what was lent on recall can be called back for the first in line."""
+    scheduler, _, _ = world
+    asked = []
+    scheduler.on_waiting = asked.append
+    (holder,) = await scheduler.submit(spec(name="hold", need=Need(cpus=2)))
+    (waiting,) = await scheduler.submit(spec(need=Need(cpus=2)))
+    await scheduler.submit(spec())
+    while not asked:
+        await asyncio.sleep(0.01)
+    assert set(asked) == {waiting.spec.need}
+    await scheduler.cancel(holder.id)
+
+
+async def test_inputs_are_measured_where_that_matters(store):
+    """Each distinct set once, and only for the strategy that goes by it."""
+    measured = []
+
+    def measure(paths):
+        measured.append(paths)
+        return 7
+
+    leasing = Leasing()
+    scheduler = Scheduler(store, leasing, Places(), cancel_grace=1, measure=measure)
+    await scheduler.submit(spec(inputs=("/x",)))
+    near = {"inputs": ("/x",), "strategy": Strategy.NEAREST_DATA}
+    jobs = await scheduler.submit(spec(tasks=(1, 2, 3), **near))
+    assert measured == [("/x",)]
+    assert {job.input_bytes for job in jobs} == {7}

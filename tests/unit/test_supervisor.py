@@ -186,7 +186,7 @@ def test_a_signal_that_ends_the_command_is_told(job: Folder) -> None:
 def test_a_job_ends_at_its_limit(job: Folder, limit: Frame, reason: str) -> None:
     """Its own time limit and the end of its lease both end a job, and the cause is told."""
     if "ends_at_epoch" in limit:
-        limit = {"ends_at_epoch": time.time() + 0.3}
+        limit = {"ends_at_epoch": time.time() + 1.5}
     done = job.done("sleep", "60", **limit)
     assert (done["reason"], done["signal"]) == (reason, signal.SIGTERM)
     assert done["message"]

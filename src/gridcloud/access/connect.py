@@ -49,37 +49,58 @@ class Credentials:
     agent: str = ""
 
 
+@dataclass(frozen=True)
+class Carrier:
+    """A connected socket that leads to an endpoint, in place of a connection to its address.
+
+    ``name`` tells a person where it leads.
+    """
+
+    link: socket.socket
+    name: str
+
+
+class UnexpectedHost(Forbidden):
+    """Another server than the one expected answers there: nothing was said to it."""
+
+
 async def connect(
     endpoint: Endpoint,
     credentials: Credentials,
     *,
     gateway_credentials: Credentials | None = None,
+    over: Carrier | None = None,
     timeout: float = 20.0,
 ) -> asyncssh.SSHClientConnection:
     """Return a new, authenticated connection, made through the endpoint's gateway if it has one.
 
     The server must show one of ``endpoint.host_keys``; otherwise nothing more is said to it.
-    The gateway is given ``gateway_credentials``, or else the same. ``timeout`` (seconds) is for
-    all together. Closing the connection closes the one to the gateway as well.
+    The gateway is given ``gateway_credentials``, or else the same. ``over`` leads to the first
+    server that is spoken to, whose address is then not used; its socket is taken over. ``timeout``
+    (seconds) is for all together. Closing the connection closes the one to the gateway as well.
 
-    Raises `Forbidden` (another host key, or the credentials are not accepted), `Unavailable`
-    (name, network, no SSH there), `TimedOut`, or `InvalidSpec` (unusable keys).
+    Raises `UnexpectedHost` (another host key), `Forbidden` (no host key is known, or the
+    credentials are not accepted), `Unavailable` (name, network, no SSH there), `TimedOut`, or
+    `InvalidSpec` (unusable keys).
     """
     deadline = asyncio.get_running_loop().time() + timeout
     gateway = None
     if endpoint.gateway is not None:
         gateway = await connect(
-            endpoint.gateway, gateway_credentials or credentials, timeout=timeout
+            endpoint.gateway, gateway_credentials or credentials, over=over, timeout=timeout
         )
+        over = None
     try:
         async with asyncio.timeout_at(deadline):
-            return await _connect(endpoint, credentials, gateway)
+            return await _connect(endpoint, credentials, gateway, over)
     except BaseException as error:
         if gateway is not None:
             gateway.abort()
+        if over is not None:
+            over.link.close()
         if isinstance(error, TimeoutError):
             raise TimedOut(
-                f"{_address(endpoint)} did not answer within {timeout:g} s.",
+                f"{_where(endpoint, over)} did not answer within {timeout:g} s.",
                 hint="Check that the machine is up and that no firewall drops connections to it.",
             ) from error
         raise
@@ -147,9 +168,12 @@ class _Tunnel:
 
 
 async def _connect(
-    endpoint: Endpoint, credentials: Credentials, gateway: asyncssh.SSHClientConnection | None
+    endpoint: Endpoint,
+    credentials: Credentials,
+    gateway: asyncssh.SSHClientConnection | None,
+    over: Carrier | None,
 ) -> asyncssh.SSHClientConnection:
-    where = _address(endpoint)
+    where = _where(endpoint, over)
     expected = [parse_public(line) for line in endpoint.host_keys]
     if not expected:
         raise Forbidden(
@@ -160,8 +184,10 @@ async def _connect(
     try:
         async with _client_keys(credentials) as client_keys:
             connection = await asyncssh.connect(
-                endpoint.host,
+                # With a socket it is not dialled, but asyncssh needs some name.
+                endpoint.host or ("unnamed" if over else ""),
                 endpoint.port,
+                sock=over.link if over else None,
                 username=endpoint.user,
                 tunnel=_Tunnel(gateway) if gateway else (),
                 client_factory=lambda: client,
@@ -181,7 +207,7 @@ async def _connect(
     except asyncssh.HostKeyNotVerifiable as error:
         expectation = " or ".join(map(fingerprint, endpoint.host_keys))
         got = client.unexpected.get_fingerprint("sha256") if client.unexpected else "none we know"
-        raise Forbidden(
+        raise UnexpectedHost(
             f"The host key of {where} changed: expected {expectation}, got {got}; not connected.",
             hint="Someone may be in between. If the change is legitimate, replace the host key on "
             "record after comparing it with what the machine's administrator says.",
@@ -265,6 +291,10 @@ def _translated(error: Exception, where: str, user: str) -> GridcloudError:
 
 def _address(endpoint: Endpoint) -> str:
     return f"{_bracketed(endpoint.host)}:{endpoint.port}"
+
+
+def _where(endpoint: Endpoint, over: Carrier | None) -> str:
+    return over.name if over else _address(endpoint)
 
 
 def _bracketed(host: str) -> str:

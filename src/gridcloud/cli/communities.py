@@ -1,4 +1,4 @@
-"""Communities: found, invite, join, leave, see who is there."""
+"""Communities: found, invite, join, leave, see who is there, decide who is."""
 
 from __future__ import annotations
 
@@ -9,17 +9,26 @@ import click
 
 from gridcloud.cli.options import DURATION, as_json, print_json
 
+_ROLE = click.Choice(["provider", "consumer", "manager"])
+_NONE = (
+    "This site is in no community. Found one with 'gridcloud community create NAME', or join one "
+    "with 'gridcloud community join CODE'."
+)
+
 
 @click.group()
 def community() -> None:
-    """Found, join and leave communities."""
+    """Found, join and leave communities, and decide who is in them."""
 
 
 @community.command()
 @as_json
 @click.argument("name")
 def create(name: str, *, json_: bool) -> None:
-    """Found the community NAME; its identity is this site's key and the name."""
+    """Found the community NAME.
+
+    Its identity is this site's key and the name, so others may have a community of that name too.
+    """
     from gridcloud.client import Client
 
     with Client() as client:
@@ -34,18 +43,43 @@ def create(name: str, *, json_: bool) -> None:
     "--role",
     "roles",
     multiple=True,
-    type=click.Choice(["provider", "consumer", "manager"]),
+    type=_ROLE,
     help="What the new member may be. Repeatable.  [default: provider and consumer]",
 )
 @click.option("--valid-for", type=DURATION, default="1d", show_default=True, help="Until when.")
+@click.option("--approve", is_flag=True, help="Who uses the code only asks; you decide on each.")
+@click.option(
+    "--uses",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="How many sites may use the code. More than one wants --approve.",
+)
 @as_json
 @click.argument("name")
-def invite(name: str, roles: tuple[str, ...], valid_for: timedelta, *, json_: bool) -> None:
-    """Print a join code that admits one site to the community NAME. It is a secret."""
+def invite(
+    name: str,
+    roles: tuple[str, ...],
+    valid_for: timedelta,
+    *,
+    approve: bool,
+    uses: int,
+    json_: bool,
+) -> None:
+    """Print a join code for the community NAME.
+
+    It admits one site, unless you say --uses, and is a secret: whoever has it can use it.
+    """
     from gridcloud.client import Client
 
     with Client() as client:
-        made = client.invite(name, roles=roles or ("provider", "consumer"), valid_for=valid_for)
+        made = client.invite(
+            name,
+            roles=roles or ("provider", "consumer"),
+            valid_for=valid_for,
+            approve=approve,
+            uses=uses,
+        )
     if json_:
         return print_json(made)
     if made.warning:
@@ -58,65 +92,182 @@ def invite(name: str, roles: tuple[str, ...], valid_for: timedelta, *, json_: bo
 @as_json
 @click.argument("code", required=False)
 def join(code: str | None, site_name: str | None, *, json_: bool) -> None:
-    """Join the community that a join code admits to.
+    """Join a community by a join code, or ask to.
 
-    Without CODE it is asked for, or read from standard input, and so stays out of the shell's
-    history and the list of processes.
+    If a manager has to approve it, the site goes on asking by itself; see 'gridcloud community
+    list'. Without CODE it is asked for, or read from standard input (as with "-"), and so stays out
+    of the shell's history and the list of processes.
     """
     from gridcloud.client import Client
 
     if code is None and sys.stdin.isatty():
         code = str(click.prompt("join code", hide_input=True))
-    elif code is None:
+    elif code is None or code == "-":
         code = sys.stdin.read()
     code = code.strip()
     with Client() as client:
         joined = client.join_community(code, site_name)
-    print_json(joined) if json_ else click.echo(f"joined {joined.id}")
+    if json_:
+        return print_json(joined)
+    if joined.waiting:
+        return click.echo(f"asked to join {joined.id}: {joined.waiting}")
+    return click.echo(f"joined {joined.id}")
 
 
 @community.command()
 @as_json
 @click.argument("name")
 def leave(name: str, *, json_: bool) -> None:
-    """Leave the community NAME."""
+    """Leave the community NAME for good; its members are told. What you lend there ends.
+
+    While you wait for approval, it withdraws what you asked.
+    """
     from gridcloud.client import Client
 
     with Client() as client:
-        client.leave_community(name)
-    print_json({"left": name}) if json_ else click.echo(f"left {name}")
+        left = client.leave_community(name)
+    if json_:
+        return print_json(left)
+    if left.warning:
+        click.echo(f"warning: {left.warning}", err=True)
+    return click.echo(f"left {left.community}")
+
+
+@community.command()
+@as_json
+@click.argument("name")
+def requests(name: str, *, json_: bool) -> None:
+    """List the sites that ask to join the community NAME.
+
+    Requests stand at the site that made out the code: look there.
+    """
+    from gridcloud.cli import render
+    from gridcloud.client import Client
+
+    with Client() as client:
+        found = client.requests(name)
+    if json_:
+        return print_json(found)
+    if not found:
+        return click.echo("nobody asks here: a request stands at the site that made out its code")
+    rows = [
+        (
+            render.plain(each.site_name),
+            each.key[:16],
+            render.clock(each.since),
+            ", ".join(each.roles),
+            each.invitation,
+        )
+        for each in found
+    ]
+    return render.table(("site", "key", "since", "roles", "invitation"), rows)
+
+
+@community.command()
+@as_json
+@click.argument("name")
+@click.argument("site")
+def approve(name: str, site: str, *, json_: bool) -> None:
+    """Admit SITE, which asks to join the community NAME.
+
+    SITE is a name that 'community requests' shows, or a key. Compare the key with what that site's
+    people tell you: 'gridcloud site show' prints it.
+    """
+    from gridcloud.client import Client
+
+    with Client() as client:
+        found = client.approve(name, site)
+    print_json(found) if json_ else click.echo(f"admitted {found.site_name} ({found.key[:16]})")
+
+
+@community.command()
+@as_json
+@click.argument("name")
+@click.argument("site")
+def refuse(name: str, site: str, *, json_: bool) -> None:
+    """Refuse SITE, which asks to join the community NAME."""
+    from gridcloud.client import Client
+
+    with Client() as client:
+        client.refuse(name, site)
+    print_json({"refused": site}) if json_ else click.echo(f"refused {site}")
+
+
+@community.command()
+@click.option("--role", "add", multiple=True, type=_ROLE, help="A role to give. Repeatable.")
+@click.option("--drop", multiple=True, type=_ROLE, help="A role to take away. Repeatable.")
+@as_json
+@click.argument("name")
+@click.argument("site")
+def promote(
+    name: str, site: str, add: tuple[str, ...], drop: tuple[str, ...], *, json_: bool
+) -> None:
+    """Change the roles of SITE in the community NAME. Only its founder makes managers."""
+    from gridcloud.client import Client
+
+    if not add and not drop:
+        raise click.UsageError("Say which roles to give (--role) or to take away (--drop).")
+    with Client() as client:
+        found = client.change_roles(name, site, add=add, drop=drop)
+    if json_:
+        return print_json(found)
+    return click.echo(f"{found.site_name} is now {', '.join(found.roles)}")
+
+
+@community.command()
+@click.option("--reason", default="", help="What the site and the members are told.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json
+@click.argument("name")
+@click.argument("site")
+def remove(name: str, site: str, *, reason: str, yes: bool, json_: bool) -> None:
+    """Remove SITE from the community NAME, for good.
+
+    The removal spreads to all members and cannot be undone; a new invitation admits the site anew.
+    """
+    from gridcloud.client import Client
+
+    if not yes:
+        click.confirm(f"Remove {site} from {name}, for good?", abort=True, err=True)
+    with Client() as client:
+        client.remove_member(name, site, reason)
+    print_json({"removed": site}) if json_ else click.echo(f"removed {site}")
 
 
 @community.command()
 @as_json
 @click.argument("name", required=False)
 def members(name: str | None, *, json_: bool) -> None:
-    """List the members of the community NAME, or of all this site is in."""
+    """List the members of a community, or of all communities."""
     from gridcloud.cli import render
     from gridcloud.client import Client
 
     with Client() as client:
-        names = [name] if name else [found.id for found in client.communities()]
+        names = [name] if name else [found.id for found in client.communities() if found.roles]
         found = [member for each in names for member in client.members(each)]
     if json_:
         return print_json(found)
+    if not found:
+        return click.echo(_NONE)
     rows = [
         (
             member.community.split(".")[0],
             render.plain(member.site_name) + (" (this site)" if member.myself else ""),
             member.key[:16],
             ", ".join(member.roles),
+            f"{member.since:%Y-%m-%d}" if member.since else "",
+            render.plain(member.by),
             f"[red]{render.plain(member.problem)}[/]" if member.problem else "",
         )
         for member in found
     ]
-    return render.table(("community", "site", "key", "roles", ""), rows)
+    return render.table(("community", "site", "key", "roles", "since", "by", ""), rows)
 
 
 @community.command("list")
 @as_json
 def list_(*, json_: bool) -> None:
-    """List the communities this site is in."""
+    """List this site's communities, and those it asks to join."""
     from gridcloud.cli import render
     from gridcloud.client import Client
 
@@ -124,5 +275,15 @@ def list_(*, json_: bool) -> None:
         found = client.communities()
     if json_:
         return print_json(found)
-    rows = [(each.name, each.id, ", ".join(each.roles)) for each in found]
-    return render.table(("name", "identity", "roles"), rows)
+    if not found:
+        return click.echo(_NONE)
+    rows = [
+        (
+            each.name,
+            each.id,
+            ", ".join(each.roles) or each.waiting,
+            f"[red]{render.plain(each.problem)}[/]" if each.problem else "",
+        )
+        for each in found
+    ]
+    return render.table(("name", "identity", "roles", ""), rows)

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gridcloud.cli.options import TASKS, as_json, make_need, need_options, print_json
+from gridcloud.cli.options import (
+    TASKS,
+    as_json,
+    choice_options,
+    make_constraints,
+    make_need,
+    need_options,
+    print_json,
+)
 from gridcloud.errors import GridcloudError, InvalidSpec
 
 if TYPE_CHECKING:
@@ -39,6 +47,13 @@ _SHELL_VARIABLES = ("PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG", "LC_ALL", "TZ
 )
 @click.option("--into", metavar="DIR", help="Where outputs go.  [default: here; arrays: by task]")
 @need_options
+@choice_options
+@click.option(
+    "--resubmit",
+    type=click.IntRange(0, 100),
+    metavar="N",
+    help="Run it elsewhere up to so often when its place is lost.  [default: as in the settings]",
+)
 @click.option(
     "--env",
     multiple=True,
@@ -64,6 +79,12 @@ def run(
     gpus: int,
     time_: timedelta | None,
     site: str | None,
+    countries: tuple[str, ...],
+    kinds: tuple[str, ...],
+    within: tuple[str, ...],
+    max_price: float | None,
+    strategy: str | None,
+    resubmit: int | None,
     env: tuple[str, ...],
     name: str,
     array: tuple[int, ...] | None,
@@ -85,6 +106,7 @@ def run(
     end.
     """
     from gridcloud.client import Client
+    from gridcloud.model.choice import Strategy
     from gridcloud.model.job import JobSpec
 
     spec = JobSpec(
@@ -97,6 +119,9 @@ def run(
         outputs=outputs,
         into=_absolute(into if into is not None else ("{task}" if array else ".")),
         site=site,
+        constraints=make_constraints(countries, kinds, within, max_price),
+        strategy=Strategy(strategy) if strategy else None,
+        resubmit=resubmit,
         tasks=array or (),
     )
     with Client() as client:

@@ -22,8 +22,12 @@ _COMMANDS = {
     "status": ("sites", "Show how the site fares."),
     "site": ("sites", "The site itself: its identity, stopping it."),
     "serve": ("serving", "Run a site in the foreground."),
+    "lent": ("lent", "Show and end loans of this site's capacity."),
+    "usage": ("usage", "Show what was lent and borrowed."),
+    "receipts": ("receipts", "Its proofs, signed by both sides: list, export, verify."),
     "provider": ("providers", "The machines this site may use."),
-    "community": ("communities", "Found, join and leave communities."),
+    "grid": ("grid", "Look at the sites of all communities."),
+    "community": ("communities", "Found, join and leave communities, and decide who is in them."),
 }
 
 

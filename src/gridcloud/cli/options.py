@@ -11,7 +11,17 @@ import click
 from gridcloud.errors import InvalidSpec
 
 if TYPE_CHECKING:
+    from gridcloud.model.choice import Constraints
     from gridcloud.model.need import Need
+
+#: As `gridcloud.model.choice.Strategy`, which is not imported for ``--help``; a test compares.
+STRATEGIES = ("first-fit", "best-fit", "fair-fit", "cheapest", "nearest-data")
+_CONSTRAINTS = {
+    "countries": ("country", "The code is that of ISO 3166, as in DK, DE, SE."),
+    "kinds": ("kind", "See 'gridcloud offers' for the kinds there are."),
+    "within": ("within", "Name a community as 'gridcloud community list' does, or 'own'."),
+    "max_price": ("max-price", "It is an amount of credits for the whole job."),
+}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,6 +69,65 @@ def need_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def choice_options(command: F) -> F:
+    """Add the options that say where work may run, and which place is best."""
+    for option in (
+        click.option(
+            "--strategy",
+            type=click.Choice(STRATEGIES),
+            help="Which place is best.  [default: as the site's settings have it]",
+        ),
+        click.option(
+            "--max-price",
+            type=click.FloatRange(min=0),
+            metavar="CREDITS",
+            help="Only where all of it costs no more; needs --time.",
+        ),
+        click.option(
+            "--within",
+            multiple=True,
+            metavar="NAME",
+            help="Never outside this community; 'own' is your own machines alone. Repeatable.",
+        ),
+        click.option(
+            "--kind",
+            "kinds",
+            multiple=True,
+            metavar="KIND",
+            help="Only on capacity of this kind of provider, as ssh. Repeatable.",
+        ),
+        click.option(
+            "--country",
+            "countries",
+            multiple=True,
+            metavar="CODE",
+            help="Only in this country, as DK. Repeatable.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def make_constraints(
+    countries: tuple[str, ...],
+    kinds: tuple[str, ...],
+    within: tuple[str, ...],
+    max_price: float | None,
+) -> Constraints:
+    """Return the constraints the options say, or end with a usage error that names the culprit."""
+    from pydantic import ValidationError
+
+    from gridcloud.model.choice import Constraints
+
+    try:
+        return Constraints(countries=countries, kinds=kinds, within=within, max_price=max_price)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option, hint = _CONSTRAINTS[str(first["loc"][0])]
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise InvalidSpec(f"--{option} {first['input']}: {message}.", hint=hint) from error
 
 
 def make_need(cpus: int, memory: int | None, gpus: int, time: timedelta | None) -> Need:

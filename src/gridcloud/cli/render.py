@@ -41,8 +41,12 @@ def table(
 
 def plain(text: object) -> str:
     """Return text safe to stand in a cell: no markup, no control characters."""
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-    return escape(shown)
+    return escape(safe(text))
+
+
+def safe(text: object) -> str:
+    """Return text without control characters, which could steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
 def state(job: Job) -> str:

@@ -6,11 +6,20 @@ from datetime import timedelta
 
 import click
 
-from gridcloud.cli.options import as_json, make_need, need_options, print_json
+from gridcloud.cli.options import (
+    as_json,
+    choice_options,
+    make_constraints,
+    make_need,
+    need_options,
+    print_json,
+)
 
 
 @click.command()
 @need_options
+@choice_options
+@click.option("--most", default=200, show_default=True, help="Show so many, the best first.")
 @as_json
 def offers(
     cpus: int,
@@ -18,6 +27,12 @@ def offers(
     gpus: int,
     time_: timedelta | None,
     site: str | None,
+    countries: tuple[str, ...],
+    kinds: tuple[str, ...],
+    within: tuple[str, ...],
+    max_price: float | None,
+    strategy: str | None,
+    most: int,
     *,
     json_: bool,
 ) -> int:
@@ -27,11 +42,14 @@ def offers(
     """
     from gridcloud.cli import render
     from gridcloud.client import Client
+    from gridcloud.model.choice import Strategy
     from gridcloud.model.quantities import format_bytes, format_duration
 
     need = make_need(cpus, memory, gpus, time_)
+    constraints = make_constraints(countries, kinds, within, max_price)
+    chosen = Strategy(strategy) if strategy else None
     with Client() as client:
-        reply = client.offers(need, site)
+        reply = client.offers(need, site, constraints=constraints, strategy=chosen, most=most)
     if json_:
         print_json(reply)
         return 0 if reply.plan.winners else 75
@@ -51,12 +69,17 @@ def offers(
                 f"{format_bytes(offer.free.memory_bytes)}/{format_bytes(offer.capacity.memory_bytes)}",
                 f"{offer.free.gpus}/{offer.capacity.gpus}",
                 format_duration(offer.max_time) if offer.max_time else "",
+                " ".join(filter(None, (offer.country, offer.kind))),
+                f"{offer.prices.cost(need.resources, timedelta(hours=1)):g}",
                 render.plain("; ".join(verdict.reasons)),
             )
         )
     click.echo(f"need: {need}")
-    columns = ("rank", "offer", "from", "CPUs", "memory", "GPUs", "longest", "why not")
-    render.table(columns, rows, right=("CPUs", "memory", "GPUs", "longest"))
+    columns = ("rank", "offer", "from", "CPUs", "memory", "GPUs", "longest", "where", "an hour")
+    numbers = ("CPUs", "memory", "GPUs", "longest", "an hour")
+    render.table((*columns, "why not"), rows, right=numbers)
+    if reply.plan.left_out:
+        click.echo(f"and {reply.plan.left_out} more; --most shows more of them")
     return 0 if reply.plan.winners else 75
 
 
@@ -112,7 +135,7 @@ def show(*, json_: bool) -> None:
         ("state", render.plain(found.state_folder)),
         ("settings", render.plain(found.settings_file)),
         ("grid", ", ".join(found.grid_addresses) or "not in any community"),
-        ("gateway", found.gateway_address or "closed: nothing is lent"),
+        ("gateway", found.gateway_address or "no address: what is lent is reached over the grid"),
         ("lending", render.plain(found.lending)),
         ("communities", ", ".join(found.communities) or "none"),
         ("user CA", found.user_ca),

@@ -9,25 +9,32 @@ from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from gridcloud.client import starting
-from gridcloud.errors import GridcloudError, Unavailable, from_code
+from gridcloud.errors import GridcloudError, InvalidSpec, Unavailable, from_code
 from gridcloud.model.api import (
     CommunityInfo,
+    GridSite,
     HostKeys,
     InvitationInfo,
+    LeftInfo,
     MemberInfo,
     OffersReply,
     OffersRequest,
     ProviderInfo,
+    RequestInfo,
     SiteInfo,
     SiteStatus,
 )
+from gridcloud.model.choice import Constraints, Strategy
 from gridcloud.model.job import Event, Job, JobSpec, JobState
+from gridcloud.model.loan import LoanInfo
 from gridcloud.model.need import Need
+from gridcloud.model.usage import Grouping, KeptReceipt, ReceiptFilter, UsageReport
 from gridcloud.settings import settings_file, state_folder
 
 T = TypeVar("T")
@@ -147,9 +154,29 @@ class AsyncClient:
             except aiohttp.ClientError as error:
                 raise Unavailable(f"The site's answer broke off: {error}.") from error
 
-    async def offers(self, need: Need | None = None, site: str | None = None) -> OffersReply:
-        """Return every offer judged for a need, the best first; changes nothing."""
-        request = OffersRequest(need=need or Need(), site=site)
+    async def offers(
+        self,
+        need: Need | None = None,
+        site: str | None = None,
+        *,
+        constraints: Constraints | None = None,
+        strategy: Strategy | None = None,
+        most: int = 200,
+    ) -> OffersReply:
+        """Return the ``most`` best offers judged for a need, the best first; changes nothing.
+
+        ``site``, ``constraints`` and ``strategy`` mean the same as in a `JobSpec`.
+        """
+        try:
+            request = OffersRequest(
+                need=need or Need(),
+                site=site,
+                constraints=constraints or Constraints(),
+                strategy=strategy,
+                most=most,
+            )
+        except ValidationError as error:
+            raise InvalidSpec(f"most: {error.errors(include_url=False)[0]['msg']}.") from error
         return await self._call(OffersReply, "POST", "/offers", request)
 
     async def status(self) -> SiteStatus:
@@ -182,6 +209,14 @@ class AsyncClient:
         """Take a provider out of the settings."""
         await self._do("DELETE", f"/providers/{name}")
 
+    async def loans(self) -> list[LoanInfo]:
+        """Return what the site lends, the oldest loan first."""
+        return await self._call(list[LoanInfo], "GET", "/loans")
+
+    async def end_loan(self, lease_id: str, *, now: bool = False) -> LoanInfo:
+        """End a loan of the site: after its notice, or now. Idempotent."""
+        return await self._call(LoanInfo, "POST", f"/loans/{lease_id}/end", {"now": now})
+
     async def host_keys(self, host: str, port: int = 22) -> HostKeys:
         """Return the keys an SSH server shows; compare them before trusting it."""
         return await self._call(HostKeys, "POST", "/host-keys", {"host": host, "port": port})
@@ -200,15 +235,22 @@ class AsyncClient:
         *,
         roles: Sequence[str] = ("provider", "consumer"),
         valid_for: timedelta = timedelta(days=1),
+        approve: bool = False,
+        uses: int = 1,
     ) -> InvitationInfo:
-        """Make out a join code that admits one site; hand it over in confidence."""
-        body = {"roles": list(roles), "valid_for": valid_for.total_seconds()}
+        """Make out a join code; hand it over in confidence. With ``approve`` its use only asks."""
+        body = {
+            "roles": list(roles),
+            "valid_for": valid_for.total_seconds(),
+            "approve": approve,
+            "uses": uses,
+        }
         return await self._call(
             InvitationInfo, "POST", f"/communities/{community}/invitations", body
         )
 
     async def join_community(self, code: str, site_name: str | None = None) -> CommunityInfo:
-        """Join the community of a code."""
+        """Join the community of a code; or ask to, if what is returned says ``waiting``."""
         body = {"code": code, "site_name": site_name}
         return await self._call(CommunityInfo, "POST", "/communities/join", body)
 
@@ -216,9 +258,70 @@ class AsyncClient:
         """Return a community's members, as last seen."""
         return await self._call(list[MemberInfo], "GET", f"/communities/{community}/members")
 
-    async def leave_community(self, community: str) -> None:
-        """Leave a community."""
-        await self._do("DELETE", f"/communities/{community}")
+    async def grid(self, community: str | None = None) -> list[GridSite]:
+        """Return the sites of one community, or of all: reachability and what they lend."""
+        query = [("community", community)] if community else []
+        return await self._call(list[GridSite], "GET", "/grid", query=query)
+
+    async def leave_community(self, community: str) -> LeftInfo:
+        """Leave a community for good; its members are told. What is lent there ends first."""
+        return await self._call(LeftInfo, "DELETE", f"/communities/{community}")
+
+    async def requests(self, community: str) -> list[RequestInfo]:
+        """Return who asks to be admitted to a community, by this site's invitations."""
+        return await self._call(list[RequestInfo], "GET", f"/communities/{community}/requests")
+
+    async def approve(self, community: str, site: str) -> MemberInfo:
+        """Admit a site that asks, named as `requests` shows it or by its key."""
+        path = f"/communities/{community}/requests/{quote(site, safe='')}/approve"
+        return await self._call(MemberInfo, "POST", path)
+
+    async def refuse(self, community: str, site: str) -> None:
+        """Refuse a site that asks."""
+        await self._do("POST", f"/communities/{community}/requests/{quote(site, safe='')}/refuse")
+
+    async def change_roles(
+        self, community: str, site: str, *, add: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> MemberInfo:
+        """Give a member roles, or take some away; who is a manager, the founder decides."""
+        path = f"/communities/{community}/members/{quote(site, safe='')}"
+        body = {"add": list(add), "drop": list(drop)}
+        return await self._call(MemberInfo, "PATCH", path, body)
+
+    async def remove_member(self, community: str, site: str, reason: str = "") -> None:
+        """Remove a member for good. It may come back by a new invitation only."""
+        path = f"/communities/{community}/members/{quote(site, safe='')}"
+        await self._do("DELETE", path, query=[("reason", reason)])
+
+    async def usage(
+        self, by: Grouping = Grouping.COMMUNITY, chosen: ReceiptFilter | None = None
+    ) -> UsageReport:
+        """Return what the site lent and borrowed, by the receipts that both sides signed."""
+        query = [("by", by.value), *_query(chosen)]
+        return await self._call(UsageReport, "GET", "/usage", query=query)
+
+    async def receipts(
+        self, chosen: ReceiptFilter | None = None, *, latest: int = 50
+    ) -> list[KeptReceipt]:
+        """Return the latest receipts without their texts, oldest first; loans whose receipt is
+        missing are among them."""
+        query = [("latest", str(latest)), *_query(chosen)]
+        return await self._call(list[KeptReceipt], "GET", "/receipts", query=query)
+
+    async def receipt(self, name: str) -> KeptReceipt:
+        """Return one receipt with its signed texts, by the beginning of its id or by its lease."""
+        return await self._call(KeptReceipt, "GET", f"/receipts/{quote(name, safe='')}")
+
+    async def books(self, community: str | None = None) -> AsyncIterator[bytes]:
+        """Return all receipts as the bytes of a file that proves itself, without this site."""
+        query = [("community", community)] if community else []
+        try:
+            async with self._http().get(f"{self._base}/books", params=query) as reply:
+                await _raise_for(reply)
+                async for data in reply.content.iter_chunked(_CHUNK):
+                    yield data
+        except aiohttp.ClientError as error:
+            raise Unavailable(f"The site's answer broke off: {error}.") from error
 
     @property
     def _base(self) -> str:
@@ -260,6 +363,13 @@ class AsyncClient:
             raise Unavailable(
                 f"The site does not answer: {error}.", hint="See 'gridcloud status'."
             ) from error
+
+
+def _query(chosen: ReceiptFilter | None) -> list[tuple[str, str]]:
+    """Return a filter as the API takes it."""
+    given = (chosen or ReceiptFilter()).model_dump(mode="json", exclude_none=True)
+    states = given.pop("states")
+    return [*given.items(), *(("states", state) for state in states)]
 
 
 async def _raise_for(reply: aiohttp.ClientResponse) -> None:

@@ -14,16 +14,22 @@ from typing import Any, Self, TypeVar
 from gridcloud.client.asynchronous import AsyncClient, JobEvent
 from gridcloud.model.api import (
     CommunityInfo,
+    GridSite,
     HostKeys,
     InvitationInfo,
+    LeftInfo,
     MemberInfo,
     OffersReply,
     ProviderInfo,
+    RequestInfo,
     SiteInfo,
     SiteStatus,
 )
+from gridcloud.model.choice import Constraints, Strategy
 from gridcloud.model.job import Job, JobSpec, JobState
+from gridcloud.model.loan import LoanInfo
 from gridcloud.model.need import Need
+from gridcloud.model.usage import Grouping, KeptReceipt, ReceiptFilter, UsageReport
 
 T = TypeVar("T")
 
@@ -99,17 +105,22 @@ class Client:
         self, job_id: str, *, stream: str = "stdout", offset: int = 0, follow: bool = False
     ) -> Iterator[bytes]:
         """As `AsyncClient.logs`."""
-        source = self._async.logs(job_id, stream=stream, offset=offset, follow=follow)
-        try:
-            while (data := self._run(_next(source))) is not None:
-                yield data
-        finally:
-            with contextlib.suppress(RuntimeError):  # a step cut short may still be ending
-                self._run(_close(source))
+        return self._each(self._async.logs(job_id, stream=stream, offset=offset, follow=follow))
 
-    def offers(self, need: Need | None = None, site: str | None = None) -> OffersReply:
+    def offers(
+        self,
+        need: Need | None = None,
+        site: str | None = None,
+        *,
+        constraints: Constraints | None = None,
+        strategy: Strategy | None = None,
+        most: int = 200,
+    ) -> OffersReply:
         """As `AsyncClient.offers`."""
-        return self._run(self._async.offers(need, site))
+        asking = self._async.offers(
+            need, site, constraints=constraints, strategy=strategy, most=most
+        )
+        return self._run(asking)
 
     def status(self) -> SiteStatus:
         """As `AsyncClient.status`."""
@@ -139,6 +150,14 @@ class Client:
         """As `AsyncClient.remove_provider`."""
         self._run(self._async.remove_provider(name))
 
+    def loans(self) -> list[LoanInfo]:
+        """As `AsyncClient.loans`."""
+        return self._run(self._async.loans())
+
+    def end_loan(self, lease_id: str, *, now: bool = False) -> LoanInfo:
+        """As `AsyncClient.end_loan`."""
+        return self._run(self._async.end_loan(lease_id, now=now))
+
     def host_keys(self, host: str, port: int = 22) -> HostKeys:
         """As `AsyncClient.host_keys`."""
         return self._run(self._async.host_keys(host, port))
@@ -157,9 +176,15 @@ class Client:
         *,
         roles: Sequence[str] = ("provider", "consumer"),
         valid_for: timedelta = timedelta(days=1),
+        approve: bool = False,
+        uses: int = 1,
     ) -> InvitationInfo:
         """As `AsyncClient.invite`."""
-        return self._run(self._async.invite(community, roles=roles, valid_for=valid_for))
+        return self._run(
+            self._async.invite(
+                community, roles=roles, valid_for=valid_for, approve=approve, uses=uses
+            )
+        )
 
     def join_community(self, code: str, site_name: str | None = None) -> CommunityInfo:
         """As `AsyncClient.join_community`."""
@@ -169,9 +194,63 @@ class Client:
         """As `AsyncClient.members`."""
         return self._run(self._async.members(community))
 
-    def leave_community(self, community: str) -> None:
+    def grid(self, community: str | None = None) -> list[GridSite]:
+        """As `AsyncClient.grid`."""
+        return self._run(self._async.grid(community))
+
+    def leave_community(self, community: str) -> LeftInfo:
         """As `AsyncClient.leave_community`."""
-        self._run(self._async.leave_community(community))
+        return self._run(self._async.leave_community(community))
+
+    def requests(self, community: str) -> list[RequestInfo]:
+        """As `AsyncClient.requests`."""
+        return self._run(self._async.requests(community))
+
+    def approve(self, community: str, site: str) -> MemberInfo:
+        """As `AsyncClient.approve`."""
+        return self._run(self._async.approve(community, site))
+
+    def refuse(self, community: str, site: str) -> None:
+        """As `AsyncClient.refuse`."""
+        self._run(self._async.refuse(community, site))
+
+    def change_roles(
+        self, community: str, site: str, *, add: Sequence[str] = (), drop: Sequence[str] = ()
+    ) -> MemberInfo:
+        """As `AsyncClient.change_roles`."""
+        return self._run(self._async.change_roles(community, site, add=add, drop=drop))
+
+    def remove_member(self, community: str, site: str, reason: str = "") -> None:
+        """As `AsyncClient.remove_member`."""
+        self._run(self._async.remove_member(community, site, reason))
+
+    def usage(
+        self, by: Grouping = Grouping.COMMUNITY, chosen: ReceiptFilter | None = None
+    ) -> UsageReport:
+        """As `AsyncClient.usage`."""
+        return self._run(self._async.usage(by, chosen))
+
+    def receipts(
+        self, chosen: ReceiptFilter | None = None, *, latest: int = 50
+    ) -> list[KeptReceipt]:
+        """As `AsyncClient.receipts`."""
+        return self._run(self._async.receipts(chosen, latest=latest))
+
+    def receipt(self, name: str) -> KeptReceipt:
+        """As `AsyncClient.receipt`."""
+        return self._run(self._async.receipt(name))
+
+    def books(self, community: str | None = None) -> Iterator[bytes]:
+        """As `AsyncClient.books`."""
+        return self._each(self._async.books(community))
+
+    def _each(self, source: AsyncIterator[bytes]) -> Iterator[bytes]:
+        try:
+            while (data := self._run(_next(source))) is not None:
+                yield data
+        finally:
+            with contextlib.suppress(RuntimeError):  # a step cut short may still be ending
+                self._run(_close(source))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

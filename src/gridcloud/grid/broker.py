@@ -1,45 +1,40 @@
 """The broker: one site's part among peers, all of it behind one object and one message handler.
 
 It keeps only its own site's state, commits only its own site's resources (by the `Owner` handed
-in), and asks peers for the rest. How often one peer may ask is not limited yet; the transport
-bounds only how much is handled at once.
+in), and asks peers for the rest. Of what one peer asks only so much is handled; see `limits`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-from collections.abc import Awaitable, Callable, Iterable
+import random
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
 import structlog
-from pydantic import ValidationError
 
-from gridcloud.errors import (
-    Conflict,
-    GridcloudError,
-    InvalidSpec,
-    NoCapacity,
-    TimedOut,
-    Unavailable,
-)
+from gridcloud.errors import GridcloudError
+from gridcloud.grid.announcing import Announcer
+from gridcloud.grid.belonging import Belonging
 from gridcloud.grid.calling import Caller
-from gridcloud.grid.communities import Communities, read_code
 from gridcloud.grid.community_store import CommunityStore
-from gridcloud.grid.documents import Clock, first_problem, sign
+from gridcloud.grid.documents import Clock
+from gridcloud.grid.gossip import Gossip
 from gridcloud.grid.identity import Identity, short
-from gridcloud.grid.leasing import Borrower, Lender, Owner, lease_id
-from gridcloud.grid.membership import Directory, Member
+from gridcloud.grid.leasing import Borrower, Lender, Owner, Tenant, lease_id
+from gridcloud.grid.limits import Limits
+from gridcloud.grid.membership import Directory
 from gridcloud.grid.messages import (
     Asking,
     DigestBody,
     JoinBody,
-    JoinedBody,
     Kind,
     LeaseBody,
     LeaveBody,
-    MembersBody,
     Nothing,
+    RecallBody,
+    ReceiptBody,
+    ReceiptReply,
     ReleaseBody,
     RenewBody,
     Request,
@@ -47,18 +42,26 @@ from gridcloud.grid.messages import (
     decode_request,
     encode_refusal,
     encode_reply,
+    reading_cost,
 )
-from gridcloud.grid.offers import FAN_OUT, OfferCache, PeerOffer
-from gridcloud.grid.papers import LeaseGrant, OfferDigest, Role, split_community
+from gridcloud.grid.neighbourhood import Neighbourhood
+from gridcloud.grid.neighbours import Neighbours
+from gridcloud.grid.offers import PeerOffer
+from gridcloud.grid.papers import LeaseGrant
+from gridcloud.grid.seeing import PeerSeen
 from gridcloud.grid.transport import PeerAddress, Transport, check_size
-from gridcloud.model.api import CommunityInfo, InvitationInfo, MemberInfo
+from gridcloud.model.api import (
+    CommunityInfo,
+    InvitationInfo,
+    LeftInfo,
+    MemberInfo,
+    RequestInfo,
+)
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.need import Need
 
 log = structlog.get_logger()
 
-#: How long an offer may be believed.
-OFFER_HOLDS_FOR = timedelta(minutes=5)
 _JOIN_TIMEOUT = 20.0
 _LEASE_TIMEOUT = 60.0
 _SHORT_TIMEOUT = 5.0
@@ -76,28 +79,51 @@ class Broker:
         transport: Transport,
         store: CommunityStore,
         owner: Owner,
+        tenant: Tenant,
         clock: Clock = lambda: datetime.now(UTC),
+        chance: random.Random | None = None,
     ) -> None:
         self._identity = identity
         self._transport = transport
         self._owner = owner
         self._clock = clock
         self._caller = Caller(transport, clock)
-        self._directory = Directory(identity, store, clock, lambda: transport.address().addresses)
-        self._communities = Communities(self._directory, store, clock)
-        self._offers = OfferCache(self._directory, self._caller, clock)
+        self._directory = Directory(identity, store, clock, transport.address)
+        self._belonging = Belonging(self._directory, transport, self._caller, store, clock)
+        announcer = Announcer(self._directory, owner, clock)
+        # Nonces come from it, too: it must not be guessed where it matters.
+        chance = chance or random.SystemRandom()
+        self._gossip = Gossip(self._directory, self._caller, announcer, clock, chance)
+        self._neighbours = Neighbours(self._gossip, self._directory, self._belonging.helpers_of)
+        self._limits = Limits()
         self._lender = Lender(self._directory, owner)
-        self._borrower = Borrower(self._directory, self._caller, clock)
-        self._problems: dict[tuple[str, str], str] = {}
-        self._digest_version = 0
+        self._borrower = Borrower(self._directory, self._caller, tenant, clock)
 
     async def start(self) -> None:
-        """Begin to answer peers; raises `Unavailable` if the address to listen on is taken."""
+        """Begin to answer peers, and to look for them.
+
+        Raises `Unavailable` if the address to listen on is taken.
+        """
         await self._transport.start(self.handle)
+        await self._gossip.start()
 
     async def close(self) -> None:
         """Stop to answer. Idempotent."""
+        await self._gossip.close()
         await self._transport.close()
+
+    def describe(self, version: str, *, relays: bool) -> None:
+        """Say from now on which gridcloud this is, and whether it relays for other members."""
+        self._directory.version, self._directory.relays = version, relays
+
+    def neighbourhood(self, relay_bytes_per_second: int) -> Neighbourhood:
+        """Return what a transport needs to know of the members: whom to trust with what."""
+        return self._neighbours.told(relay_bytes_per_second)
+
+    def address_of(self, peer: str) -> PeerAddress | None:
+        """Return where a member of a community of this site is to be reached; None: it is none."""
+        shared = self._gossip.exchanges.shared(peer)
+        return next((circle.roster.members[peer].address for circle in shared), None)
 
     def address(self) -> PeerAddress:
         """Return where peers may reach this site; known once started."""
@@ -108,119 +134,119 @@ class Broker:
 
         Raises `InvalidSpec` for a bad name and `Conflict` if this site founded it before.
         """
-        return await self._info(await self._communities.create(name, site_name))
+        return await self._belonging.create(name, site_name)
 
     async def invite(
-        self, community: str, roles: Iterable[str], valid_for: timedelta
+        self,
+        community: str,
+        roles: Iterable[str],
+        valid_for: timedelta,
+        *,
+        approve: bool = False,
+        uses: int = 1,
     ) -> InvitationInfo:
-        """Return a join code, a secret that admits one site until it expires.
-
-        Raises `NotFound`, `Forbidden` if this site may not invite so, and `InvalidSpec`.
-        """
-        found = await self._directory.resolve(community)
-        code, invitation = await self._communities.invite(
-            found, roles, valid_for, self.address().addresses
-        )
-        return InvitationInfo(
-            code=code,
-            community=found,
-            expires_at=invitation.expires_at,
-            addresses=invitation.addresses,
-            warning=_address_warning(invitation.addresses),
-        )
+        """Return a join code, a secret that admits until it expires; see `Belonging.invite`."""
+        return await self._belonging.invite(community, roles, valid_for, approve=approve, uses=uses)
 
     async def join(
         self, code: str, site_name: str, timeout: float = _JOIN_TIMEOUT
     ) -> CommunityInfo:
-        """Join the community a code admits to, under a name; tell its members of this site.
+        """Join the community a code admits to, or ask to; see `Belonging.join`."""
+        joined = await self._belonging.join(code, site_name, timeout)
+        if not joined.waiting:
+            await self.refresh_members(joined.id)
+        return joined
 
-        The code is checked before anyone is asked. Raises `InvalidSpec` or `Forbidden` for a code
-        that is malformed, forged or expired, `Conflict` if it was used, the name is taken or this
-        site is a member already, and what the way to the inviter raises. May be repeated.
-        """
-        document, invitation = read_code(code, self._clock())
-        name = split_community(invitation.community)[0]
-        if invitation.community in await self._directory.communities():
-            raise Conflict(f"This site is in {name} already.")
-        try:
-            body = JoinBody(
-                invitation=document, site_name=site_name, presence=self._directory.presence()
-            )
-        except ValidationError as error:
-            raise InvalidSpec(
-                f"{site_name!r} is no name for a site: {first_problem(error)}.",
-                hint="Names have 1 to 63 of a-z, 0-9 and '-', and begin with none of the last.",
-            ) from error
-        inviter = PeerAddress(key=invitation.inviter, addresses=invitation.addresses)
-        reply = await self._caller.ask(inviter, Kind.JOIN, body, JoinedBody, timeout)
-        community = await self._communities.enter(invitation, site_name, reply)
-        await self.refresh_members(community)
-        return await self._info(community)
+    async def ask_again(self, timeout: float = _JOIN_TIMEOUT) -> list[str]:
+        """Ask again to be admitted wherever this site waits; return where it now is a member."""
+        entered = await self._belonging.ask_again(timeout)
+        for community in entered:
+            await self.refresh_members(community)
+        return entered
 
-    async def leave(self, community: str, timeout: float = _SHORT_TIMEOUT) -> None:
-        """Leave a community and forget it; members that can be reached are told."""
-        found = await self._directory.resolve(community)
-
-        async def tell(member: Member) -> None:
-            body = LeaveBody(community=found)
-            await self._caller.ask(member.address, Kind.LEAVE, body, Nothing, timeout)
-
-        await self._each_other_member(found, tell)
-        await self._directory.forget(found)
+    async def leave(self, community: str, timeout: float = _SHORT_TIMEOUT) -> LeftInfo:
+        """Leave a community for good, and have its members told; see `Belonging.leave`."""
+        return await self._belonging.leave(community, timeout)
 
     async def communities(self) -> list[CommunityInfo]:
-        """Return the communities this site is in."""
-        return [await self._info(community) for community in await self._directory.communities()]
+        """Return the communities this site is in, and those it asks to be admitted to."""
+        return await self._belonging.listed()
 
     async def members(self, community: str) -> list[MemberInfo]:
         """Return the members known here, by name; nobody is asked. See `refresh_members`."""
-        found = await self._directory.resolve(community)
-        members = await self._directory.members(found)
-        infos = [
-            MemberInfo(
-                community=found,
-                site_name=member.site_name,
-                key=member.key,
-                roles=tuple(member.membership.roles),
-                addresses=self.address().addresses
-                if member.key == self._identity.key
-                else member.presence.addresses,
-                problem=self._problems.get((found, member.key), ""),
-                myself=member.key == self._identity.key,
-            )
-            for member in members.values()
+        seen = self.peers_seen()
+        return [
+            _seen(info, seen.get(info.key)) for info in await self._belonging.members(community)
         ]
-        return sorted(infos, key=lambda info: (info.site_name, info.key))
+
+    async def is_member(self, community: str, key: str) -> bool:
+        """Whether a site is a member of a community of this site, as far as is known here."""
+        return await self._belonging.is_member(community, key)
+
+    async def waits(self) -> bool:
+        """Whether this site asks to be admitted somewhere, and is still waiting."""
+        return await self._belonging.waits()
+
+    async def requests(self, community: str) -> list[RequestInfo]:
+        """Return who asks this site to be admitted; see `Belonging.requests`."""
+        return await self._belonging.requests(community)
+
+    async def approve(self, community: str, site: str) -> MemberInfo:
+        """Admit a site that asks; see `Belonging.approve`."""
+        return await self._belonging.approve(community, site)
+
+    async def refuse(self, community: str, site: str) -> str:
+        """Refuse a site that asks; return its key. See `Belonging.refuse`."""
+        return await self._belonging.refuse(community, site)
+
+    async def change_roles(
+        self, community: str, site: str, add: Iterable[str] = (), drop: Iterable[str] = ()
+    ) -> MemberInfo:
+        """Give a member roles, or take some away; see `Belonging.change_roles`."""
+        return await self._belonging.change_roles(community, site, add, drop)
+
+    async def remove(
+        self, community: str, site: str, reason: str = "", timeout: float = _SHORT_TIMEOUT
+    ) -> str:
+        """Remove a member for good; return its key. See `Belonging.remove`."""
+        return await self._belonging.remove(community, site, reason, timeout)
 
     async def refresh_members(self, community: str, timeout: float = _SHORT_TIMEOUT) -> None:
-        """Pull the member list of every member; this tells them where this site is, too.
+        """Exchange news with the members now; this tells them where this site is, too.
 
-        Who cannot be reached is noted in `members` and raises nothing.
+        Of a large community some are asked, and the rest follows by gossip. Who cannot be reached
+        is noted in `members` and raises nothing.
         """
-        found = await self._directory.resolve(community)
-        asking = await self._directory.asking(found)
-
-        async def pull(member: Member) -> None:
-            reply = await self._caller.ask(
-                member.address, Kind.MEMBERS, asking, MembersBody, timeout
-            )
-            await self._directory.merge(found, reply.members)
-
-        await self._each_other_member(found, pull)
+        await self._gossip.meet(await self._directory.resolve(community), timeout)
 
     async def refresh_offers(self, timeout: float, max_age: timedelta) -> None:
-        """Ask peers of all communities for their offers; see `OfferCache.refresh`."""
+        """Ask peers of all communities for offers not heard within ``max_age``, some of many.
+
+        Offers come by themselves; this is for a person who wants to see what is true now.
+        """
         async with asyncio.TaskGroup() as group:
             for community in await self._directory.communities():
-                group.create_task(self._offers.refresh(community, timeout, max_age))
+                group.create_task(self._gossip.refresh_offers(community, timeout, max_age))
 
     async def offers(self) -> list[PeerOffer]:
-        """Return what peers of all communities offered when last asked; nobody is asked."""
+        """Return what peers of all communities offered when last heard; nobody is asked."""
         return [
             offer
             for community in await self._directory.communities()
-            for offer in self._offers.listed(community)
+            for offer in await self._gossip.offers(community)
         ]
+
+    def offer_changed(self) -> None:
+        """Have what this site offers announced anew, soon; may be called as often as one likes."""
+        self._gossip.offer_changed()
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called when peers' offers, or who is there, changed."""
+        self._gossip.on_change = call
+
+    def peers_seen(self) -> dict[str, PeerSeen]:
+        """Return what is known of each peer's being there, by key; nobody is asked."""
+        return self._gossip.peers_seen(self._transport)
 
     def lease_id(self, request_id: str) -> str:
         """Return the id that a lease of this site's request has, known before it is asked for."""
@@ -268,10 +294,29 @@ class Broker:
         member = await self._directory.member(community, peer)
         await self._borrower.release(member.address, lease, timeout)
 
+    async def recall_lease(self, grant: LeaseGrant, reason: str) -> None:
+        """Tell the borrower of ``grant``, made out anew, that its lease ends earlier."""
+        member = await self._directory.member(grant.community, grant.borrower)
+        await self._lender.recall(self._caller, member.address, grant, reason, _SHORT_TIMEOUT)
+
+    async def show_receipt(self, borrower: str, community: str, receipt: str) -> ReceiptReply:
+        """Ask the borrower of a loan that has ended to countersign its receipt."""
+        member = await self._directory.member(community, borrower)
+        asking = await self._directory.asking(community)
+        body = ReceiptBody(**asking.model_dump(), receipt=receipt)
+        return await self._caller.ask(
+            member.address, Kind.RECEIPT, body, ReceiptReply, _SHORT_TIMEOUT
+        )
+
     async def handle(self, key: str, message: bytes) -> bytes:
         """Answer one message of the peer whose ``key`` the transport proved. Never raises."""
+        now = asyncio.get_running_loop().time()
         try:
+            member = self._gossip.knows(key)
+            self._limits.enter(key, now, member=member, cost=reading_cost(message))
             request = decode_request(message, self._clock())
+            self._limits.allow(key, request.kind, now)
+            self._gossip.heard(key)
             reply = encode_reply(await self._dispatch(key, request), self._clock())
             check_size(reply)
         except GridcloudError as error:
@@ -291,77 +336,39 @@ class Broker:
             case Kind.PING:
                 return decode_body(body, Nothing)
             case Kind.JOIN:
-                return await self._communities.accept_join(key, decode_body(body, JoinBody))
+                communities = self._belonging.communities
+                return await communities.accept_join(key, decode_body(body, JoinBody))
             case Kind.LEAVE:
-                await self._directory.remove(decode_body(body, LeaveBody).community, key)
+                await self._belonging.communities.hear(decode_body(body, LeaveBody))
                 return Nothing()
-            case Kind.MEMBERS:
+            case Kind.PROBE | Kind.PROBE_FOR | Kind.VOUCH | Kind.SYNC:
+                return await self._gossip.exchanges.answer(key, request.kind, body)
+            case Kind.OFFERS:
                 asking = decode_body(body, Asking)
                 await self._directory.admit(key, asking)
-                return MembersBody(members=await self._directory.records(asking.community))
-            case Kind.OFFERS:
-                return await self._offer(key, decode_body(body, Asking))
+                return DigestBody(digest=await self._gossip.announce(asking.community))
             case Kind.LEASE:
                 return await self._lender.grant(key, decode_body(body, LeaseBody))
             case Kind.RENEW:
                 return await self._lender.renew(key, decode_body(body, RenewBody))
             case Kind.RELEASE:
                 return await self._lender.release(key, decode_body(body, ReleaseBody))
-
-    async def _offer(self, key: str, asking: Asking) -> DigestBody:
-        community = asking.community
-        await self._directory.admit(key, asking)
-        mine = await self._directory.myself(community)
-        offered = await self._owner.digest(community) if mine.has(Role.PROVIDER) else None
-        if offered is None:
-            raise NoCapacity(f"{mine.site_name} lends nothing in {split_community(community)[0]}.")
-        now = self._clock()
-        # Milliseconds keep growing over restarts, which a bare counter would not.
-        self._digest_version = max(self._digest_version + 1, int(now.timestamp() * 1000))
-        digest = OfferDigest(
-            site=self._identity.key,
-            site_name=mine.site_name,
-            community=community,
-            version=self._digest_version,
-            offered=offered,
-            issued_at=now,
-            expires_at=now + OFFER_HOLDS_FOR,
-        )
-        return DigestBody(digest=sign(self._identity, digest))
-
-    async def _each_other_member(
-        self, community: str, act: Callable[[Member], Awaitable[None]]
-    ) -> None:
-        """Act on all other members at once, within bounds; note who failed and why."""
-        slots = asyncio.Semaphore(FAN_OUT)
-
-        async def one(member: Member) -> None:
-            problem = ""
-            try:
-                async with slots:
-                    await act(member)
-            except (Unavailable, TimedOut) as error:
-                problem = f"unreachable: {error.message}"
-            except GridcloudError as error:
-                problem = error.message
-            self._problems[community, member.key] = problem
-
-        async with asyncio.TaskGroup() as group:
-            for key, member in (await self._directory.members(community)).items():
-                if key != self._identity.key:
-                    group.create_task(one(member))
-
-    async def _info(self, community: str) -> CommunityInfo:
-        name, founder = split_community(community)
-        mine = await self._directory.myself(community)
-        roles = tuple(mine.membership.roles)
-        return CommunityInfo(id=community, name=name, founder=founder, roles=roles)
+            case Kind.RECALL:
+                return await self._borrower.recalled(key, decode_body(body, RecallBody))
+            case Kind.RECEIPT:
+                return await self._borrower.countersign(key, decode_body(body, ReceiptBody))
 
 
-def _address_warning(addresses: tuple[str, ...]) -> str:
-    if not addresses:
-        return "No address of this site is known, so nobody can use the code."
-    hosts = [address.rpartition(":")[0].strip("[]") for address in addresses]
-    if all(ipaddress.ip_address(host).is_loopback for host in hosts):
-        return "This site listens on loopback only, so the code works on this machine alone."
-    return ""
+def _seen(info: MemberInfo, seen: PeerSeen | None) -> MemberInfo:
+    """Return what is known of a member, with what is known of its being there."""
+    if seen is None:
+        return info.model_copy(update={"state": "alive" if info.myself else "unknown"})
+    return info.model_copy(
+        update={
+            "state": str(seen.state),
+            "last_seen_at": seen.heard_at,
+            "latency_seconds": seen.latency_seconds,
+            "path": str(seen.path or ""),
+            "problem": seen.problem,
+        }
+    )

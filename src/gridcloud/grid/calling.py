@@ -14,15 +14,30 @@ class Caller:
     def __init__(self, transport: Transport, clock: Clock) -> None:
         self._transport = transport
         self._clock = clock
+        self._asked = 0
 
     async def ask(
         self, peer: PeerAddress, kind: Kind, body: Frozen, expected: type[Body], timeout: float
     ) -> Body:
         """Return a peer's answer; waits at most ``timeout`` seconds. Repeating it does no harm.
 
-        Raises what the transport raises, what the peer answered, `Conflict` for clocks that
-        differ and `InvalidSpec` for an answer that makes no sense.
+        Raises what `carry` and `read` do.
         """
-        message = encode_request(kind, body, self._clock())
-        reply = await self._transport.request(peer, message, timeout)
+        return self.read(await self.carry(peer, kind, body, timeout), expected)
+
+    async def carry(self, peer: PeerAddress, kind: Kind, body: Frozen, timeout: float) -> bytes:
+        """Return a peer's answer unread: that there is one proves that the peer is there.
+
+        Raises what the transport raises.
+        """
+        self._asked += 1
+        message = encode_request(kind, body, self._clock(), self._asked)
+        return await self._transport.request(peer, message, timeout)
+
+    def read(self, reply: bytes, expected: type[Body]) -> Body:
+        """Return what an answer says.
+
+        Raises what the peer answered, `Conflict` for clocks that differ and `InvalidSpec` for an
+        answer that makes no sense.
+        """
         return decode_reply(reply, expected, self._clock())

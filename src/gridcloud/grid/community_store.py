@@ -1,12 +1,32 @@
 """What communities remember, and a complete memory that forgets with the process.
 
 Only plain texts pass, so that a store needs to know nothing of the grid: documents are kept as
-they came, and verified by who reads them.
+they came, and verified by who reads them. They stand on *shelves*; on a shelf each has a subject,
+and beside the document a note.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import Protocol
+
+#: By subject, the document and its note.
+Rows = Mapping[str, tuple[str, str]]
+
+
+class Shelf(StrEnum):
+    """What is kept of a community, and what document and note are.
+
+    ``MEMBER``: credential and presence. ``REVOCATION``: revocation and its proof. ``REQUEST``: who
+    asks to be admitted, by key: the invitation, and what was said and decided. ``WAITING``: where
+    this site itself waits to be admitted.
+    """
+
+    MEMBER = "member"
+    REVOCATION = "revocation"
+    REQUEST = "request"
+    WAITING = "waiting"
 
 
 class CommunityStore(Protocol):
@@ -21,19 +41,23 @@ class CommunityStore(Protocol):
         ...
 
     async def forget_community(self, community: str) -> None:
-        """Drop a community and its members; which invitations were used stays known."""
+        """Drop a community and its shelves; which invitations were used stays known."""
         ...
 
-    async def members(self, community: str) -> dict[str, tuple[str, str]]:
-        """Return each member's credential and presence document, by its key."""
+    async def read(self, shelf: str, community: str) -> dict[str, tuple[str, str]]:
+        """Return what stands on a shelf: document and note, by subject."""
         ...
 
-    async def save_member(self, community: str, key: str, credential: str, presence: str) -> None:
-        """Keep what is known of one member, in place of what was."""
+    async def read_all(self, shelf: str) -> dict[str, dict[str, tuple[str, str]]]:
+        """Return what stands on a shelf of every community that has one, by community."""
         ...
 
-    async def remove_member(self, community: str, key: str) -> None:
-        """Drop a member; nothing happens if there is none."""
+    async def save(self, shelf: str, community: str, rows: Rows) -> None:
+        """Put documents on a shelf, each in place of what was there; all of them or none."""
+        ...
+
+    async def remove(self, shelf: str, community: str, subjects: Iterable[str]) -> None:
+        """Take documents from a shelf; those that are not there are no error."""
         ...
 
     async def use_invitation(self, community: str, secret: str, key: str) -> str:
@@ -49,7 +73,7 @@ class MemoryCommunityStore:
 
     def __init__(self) -> None:
         self._communities: dict[str, str] = {}
-        self._members: dict[str, dict[str, tuple[str, str]]] = {}
+        self._shelves: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}
         self._used: dict[tuple[str, str], str] = {}
 
     async def communities(self) -> dict[str, str]:
@@ -63,19 +87,25 @@ class MemoryCommunityStore:
     async def forget_community(self, community: str) -> None:
         """See `CommunityStore`."""
         self._communities.pop(community, None)
-        self._members.pop(community, None)
+        for shelf in Shelf:
+            self._shelves.pop((shelf.value, community), None)
 
-    async def members(self, community: str) -> dict[str, tuple[str, str]]:
+    async def read(self, shelf: str, community: str) -> dict[str, tuple[str, str]]:
         """See `CommunityStore`."""
-        return dict(self._members.get(community, {}))
+        return dict(self._shelves.get((str(shelf), community), {}))
 
-    async def save_member(self, community: str, key: str, credential: str, presence: str) -> None:
+    async def read_all(self, shelf: str) -> dict[str, dict[str, tuple[str, str]]]:
         """See `CommunityStore`."""
-        self._members.setdefault(community, {})[key] = (credential, presence)
+        return {c: dict(rows) for (s, c), rows in self._shelves.items() if s == shelf and rows}
 
-    async def remove_member(self, community: str, key: str) -> None:
+    async def save(self, shelf: str, community: str, rows: Rows) -> None:
         """See `CommunityStore`."""
-        self._members.get(community, {}).pop(key, None)
+        self._shelves.setdefault((str(shelf), community), {}).update(rows)
+
+    async def remove(self, shelf: str, community: str, subjects: Iterable[str]) -> None:
+        """See `CommunityStore`."""
+        for subject in subjects:
+            self._shelves.get((str(shelf), community), {}).pop(subject, None)
 
     async def use_invitation(self, community: str, secret: str, key: str) -> str:
         """See `CommunityStore`."""

@@ -11,6 +11,7 @@ import base64
 import binascii
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Literal, TypeVar
 
 from joserfc import jws
@@ -31,6 +32,9 @@ LEEWAY = timedelta(seconds=60)
 Clock = Callable[[], datetime]
 AnyPaper = TypeVar("AnyPaper", bound=Paper)
 _REGISTRY = jws.JWSRegistry(algorithms=["Ed25519"])
+#: What was verified is remembered by its text: that many documents, none of them longer.
+_REMEMBERED, _REMEMBERED_BYTES = 16_384, 2048
+_LONGEST_PROBLEM = 200
 
 
 class _Header(Frozen):
@@ -67,9 +71,11 @@ def verify(document: str, paper: type[AnyPaper], issuer: str, now: datetime) -> 
     """Return what a document says, once it is proved to be of this kind, by ``issuer``, at ``now``.
 
     Raises `InvalidSpec` if it is malformed and `Forbidden` if it is somebody else's, not signed
-    by them, expired or from the future (by more than `LEEWAY`).
+    by them, expired or from the future (by more than `LEEWAY`). The signature of a text that was
+    verified lately, by anyone in this process, is not computed again.
     """
-    read = _verified(document, paper, issuer)
+    short_enough = len(document) <= _REMEMBERED_BYTES
+    read: AnyPaper = (_remembered if short_enough else _verified)(document, paper, issuer)
     if now - read.begins_at < -LEEWAY:
         raise Forbidden(
             f"{_what(paper)} of {short(issuer)} holds only from {_shown(read.begins_at)} on.",
@@ -123,22 +129,28 @@ def _verified(document: str, paper: type[AnyPaper], issuer: str) -> AnyPaper:
     return read
 
 
+@lru_cache(maxsize=_REMEMBERED)
+def _remembered(document: str, paper: type[AnyPaper], issuer: str) -> AnyPaper:
+    return _verified(document, paper, issuer)
+
+
 def first_problem(error: ValidationError) -> str:
-    """Return where and what the first problem is, without the value, which a peer chose."""
+    """Return where and what the first problem is, as far as it can be shown: a peer chose it."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part)[:40] for part in first["loc"] if str(part).isidentifier())
     text = {"extra_forbidden": "there is an unknown field"}.get(first["type"], first["msg"])
-    return f"{where}: {text}" if where else text
+    told = f"{where}: {text}" if where else text
+    return "".join(each if each.isprintable() else "?" for each in told[:_LONGEST_PROBLEM])
 
 
 def _header(document: str, what: str) -> _Header:
     if len(document) > MAX_DOCUMENT_BYTES:
         raise InvalidSpec(f"{what} is longer than {MAX_DOCUMENT_BYTES} bytes.")
-    head, *rest = document.split(".")
     try:
-        if len(rest) != 2 or not document.isascii():
+        parts = document.split(".")
+        if len(parts) != 3 or not document.isascii():
             raise ValueError("not three parts")
-        return _HEADER.validate_json(_decode(head))
+        return _HEADER.validate_json(_decode(parts[0]))
     except (ValueError, binascii.Error) as error:
         raise InvalidSpec(
             f"{what} is not a signed document.", hint="Was all of it copied?"

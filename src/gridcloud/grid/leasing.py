@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from pydantic import ValidationError
 
-from gridcloud.errors import Forbidden, GridcloudError, InvalidSpec, NoCapacity
+from gridcloud.errors import Conflict, Forbidden, InvalidSpec, NoCapacity
 from gridcloud.grid.calling import Caller
 from gridcloud.grid.documents import Clock, first_problem, sign, verify
 from gridcloud.grid.identity import short
@@ -21,8 +21,12 @@ from gridcloud.grid.messages import (
     Kind,
     LeaseBody,
     Nothing,
+    RecallBody,
+    ReceiptBody,
+    ReceiptReply,
     ReleaseBody,
     RenewBody,
+    printable,
 )
 from gridcloud.grid.papers import LeaseGrant, Offered, Role, split_community
 from gridcloud.grid.transport import PeerAddress
@@ -34,7 +38,7 @@ class LeaseRequest(Frozen):
     """What an owner is asked for. Everything but the need and the SSH key is proved.
 
     ``person`` is ``user@site``: the borrowing site, under its name in the community, vouches for
-    the user.
+    the user. ``roles`` are the borrowing site's in the community.
     """
 
     lease_id: str
@@ -42,8 +46,29 @@ class LeaseRequest(Frozen):
     lender: str
     borrower: str
     person: str
+    roles: tuple[Role, ...] = ()
     need: Need
     ssh_public_key: str
+
+
+class Tenant(Protocol):
+    """What this site is told about what it borrowed; the site hands it in. All is idempotent."""
+
+    async def recalled(self, grant: LeaseGrant, reason: str) -> None:
+        """Take note that a lender ends a lease earlier; ``grant`` is its word on it, proved.
+
+        Raises `NotFound` if nothing is borrowed under that lease, `Forbidden` if it may not be
+        recalled so.
+        """
+        ...
+
+    async def countersign(self, lender: str, document: str) -> tuple[str, str]:
+        """Return this site's countersignature under a receipt, or "" and why it does not agree.
+
+        ``lender`` is the proved key of who shows it. Raises `Forbidden` for a receipt that is
+        not that lender's, or of a lease this site never had.
+        """
+        ...
 
 
 class Owner(Protocol):
@@ -104,13 +129,17 @@ class Lender:
             lender=self._identity.key,
             borrower=key,
             person=f"{body.user}@{member.site_name}",
+            roles=member.membership.roles,
             need=body.need,
             ssh_public_key=body.ssh_public_key,
         )
         async with self._lock(request.lease_id):
             grant = await self._owner.grant(request)
         if grant.person != request.person or grant.need != request.need:
-            raise GridcloudError(f"This site granted another lease than {request.lease_id}.")
+            raise Conflict(
+                f"This site granted another lease than {request.lease_id}.",
+                hint="A request means one lease; ask for another by a new one.",
+            )
         return self._signed(grant, request.lease_id, key, body.community)
 
     async def renew(self, key: str, body: RenewBody) -> GrantBody:
@@ -126,9 +155,29 @@ class Lender:
             await self._owner.release(body.lease_id, key)
         return Nothing()
 
+    async def recall(
+        self, caller: Caller, address: PeerAddress, grant: LeaseGrant, reason: str, timeout: float
+    ) -> None:
+        """Tell a borrower that its lease ends earlier: ``grant`` is made out anew."""
+        asking = await self._directory.asking(grant.community)
+        body = RecallBody(
+            community=grant.community,
+            credential=asking.credential,
+            presence=asking.presence,
+            grant=sign(self._identity, grant),
+            reason=reason,
+        )
+        await caller.ask(address, Kind.RECALL, body, Nothing, timeout)
+
     async def _borrower(self, key: str, body: LeaseBody | RenewBody) -> Member:
         member = await self._directory.admit(key, body)
         name = split_community(body.community)[0]
+        roster = await self._directory.roster(body.community)
+        if roster.shown(key) != member.site_name:  # or it would borrow as the other's people
+            raise Forbidden(
+                f"Another member was called {member.site_name} before this one.",
+                hint="Join again under another name: --as NAME.",
+            )
         if not member.has(Role.CONSUMER):
             raise Forbidden(
                 f"{member.site_name} may not borrow in {name}: it is no consumer there.",
@@ -153,9 +202,10 @@ class Lender:
 class Borrower:
     """Asks peers for leases, and believes only what is signed, for this site, and asked for."""
 
-    def __init__(self, directory: Directory, caller: Caller, clock: Clock) -> None:
+    def __init__(self, directory: Directory, caller: Caller, tenant: Tenant, clock: Clock) -> None:
         self._directory = directory
         self._caller = caller
+        self._tenant = tenant
         self._clock = clock
 
     async def request(
@@ -218,6 +268,21 @@ class Borrower:
         """Give a lease back. A peer that cannot be told ends it at its end by itself."""
         body = ReleaseBody(lease_id=lease)
         await self._caller.ask(address, Kind.RELEASE, body, Nothing, timeout)
+
+    async def recalled(self, key: str, body: RecallBody) -> Nothing:
+        """Hear from a lender that a lease ends earlier."""
+        await self._directory.admit(key, body)
+        grant = verify(body.grant, LeaseGrant, key, self._clock())
+        if (grant.borrower, grant.community) != (self._directory.identity.key, body.community):
+            raise _liar(key)
+        await self._tenant.recalled(grant, printable(body.reason))
+        return Nothing()
+
+    async def countersign(self, key: str, body: ReceiptBody) -> ReceiptReply:
+        """Judge the receipt of a loan that has ended."""
+        await self._directory.admit(key, body)
+        countersignature, dispute = await self._tenant.countersign(key, body.receipt)
+        return ReceiptReply(countersignature=countersignature, dispute=dispute)
 
     def _read(self, reply: GrantBody, lender: str, community: str, lease: str) -> LeaseGrant:
         now = self._clock()

@@ -8,7 +8,6 @@ documents mean nothing between clocks that differ.
 
 from __future__ import annotations
 
-import secrets
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Literal, TypeVar
@@ -17,14 +16,19 @@ from pydantic import AwareDatetime, Field, JsonValue, TypeAdapter, ValidationErr
 
 from gridcloud.errors import Conflict, GridcloudError, InvalidSpec, from_code
 from gridcloud.grid.documents import LEEWAY, MAX_DOCUMENT_BYTES, first_problem
-from gridcloud.grid.papers import CommunityId, LeaseId, SiteName
+from gridcloud.grid.papers import CommunityId, LeaseId, Moment, SiteName
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.need import Need
 from gridcloud.model.quantities import format_duration
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 #: Clocks that differ by more are refused, by either side.
 MAX_CLOCK_DIFFERENCE = LEEWAY
+
+#: A message with more values than that is refused unread: reading costs by values, not by bytes.
+MAX_VALUES = 8192
+#: How many bytes of text a value costs as much as, at most.
+_VALUE_BYTES = 32
 
 Document = Annotated[str, Field(max_length=MAX_DOCUMENT_BYTES)]
 Credential = Annotated[str, Field(max_length=2 * MAX_DOCUMENT_BYTES + 1)]
@@ -37,16 +41,21 @@ Body = TypeVar("Body", bound=Frozen)
 
 
 class Kind(StrEnum):
-    """What a request asks for. All are idempotent."""
+    """What a request asks for. All are idempotent. Bodies of the overlay's are in `news`."""
 
     PING = "ping"
     JOIN = "join"
     LEAVE = "leave"
-    MEMBERS = "members"
+    PROBE = "probe"
+    PROBE_FOR = "probe-for"
+    VOUCH = "vouch"
+    SYNC = "sync"
     OFFERS = "offers"
     LEASE = "lease"
     RENEW = "renew"
     RELEASE = "release"
+    RECALL = "recall"
+    RECEIPT = "receipt"
 
 
 class Request(Frozen):
@@ -89,20 +98,40 @@ class MemberRecord(Frozen):
     presence: Document
 
 
+class RevocationRecord(Frozen):
+    """A member's removal. ``proof`` is the credential of who signed it: a manager, or the member
+    itself; it is empty where the founder did."""
+
+    revocation: Document
+    proof: Credential = ""
+
+
+#: What is told of a community: each proves itself, so anyone may pass it on.
+NewsItem = MemberRecord | RevocationRecord
+
+
 class JoinBody(Frozen):
-    """Use an invitation; answered by `JoinedBody`."""
+    """Use an invitation; answered by `JoinedBody`. Asking again does no harm.
+
+    ``left`` is the asker's own word that it left that community before, if it did.
+    """
 
     invitation: Document
     site_name: SiteName
     presence: Document
+    left: RevocationRecord | None = None
 
 
 class JoinedBody(Frozen):
-    """The community's founding, the new member's credential, and all members known."""
+    """The community's founding, the new member's credential, and some members to begin with.
+
+    While the invitation's maker has not approved, ``waits`` is true and there is no credential.
+    """
 
     community: Document
-    credential: Credential
-    members: tuple[MemberRecord, ...]
+    credential: Credential = ""
+    members: Annotated[tuple[MemberRecord, ...], Field(max_length=64)] = ()
+    waits: bool = False
 
 
 class Asking(Frozen):
@@ -111,12 +140,6 @@ class Asking(Frozen):
     community: CommunityId
     credential: Credential
     presence: Document
-
-
-class MembersBody(Frozen):
-    """All members known; answers a bare `Asking`."""
-
-    members: tuple[MemberRecord, ...]
 
 
 class DigestBody(Frozen):
@@ -138,7 +161,7 @@ class RenewBody(Asking):
     """Ask that a lease end no earlier than ``until``; answered by `GrantBody`."""
 
     lease_id: LeaseId
-    until: AwareDatetime
+    until: Moment
 
 
 class GrantBody(Frozen):
@@ -153,22 +176,47 @@ class ReleaseBody(Frozen):
     lease_id: LeaseId
 
 
-class LeaveBody(Frozen):
-    """Leave a community."""
+class RecallBody(Asking):
+    """A lender shortens a lease it may recall: ``grant`` ends earlier than the one before."""
+
+    grant: Document
+    reason: Annotated[str, Field(max_length=256)] = ""
+
+
+class ReceiptBody(Asking):
+    """A lender shows the receipt of a loan that has ended; answered by `ReceiptReply`."""
+
+    receipt: Document
+
+
+class ReceiptReply(Frozen):
+    """The borrower's countersignature, or why it does not agree."""
+
+    countersignature: Document = ""
+    dispute: Annotated[str, Field(max_length=1024)] = ""
+
+
+class LeaveBody(RevocationRecord):
+    """Tell of a removal, such as one's own leaving. Whoever knows of it may tell."""
 
     community: CommunityId
 
 
-def encode_request(kind: Kind, body: Frozen, now: datetime) -> bytes:
-    """Return a request's bytes."""
+def encode_request(kind: Kind, body: Frozen, now: datetime, number: int = 0) -> bytes:
+    """Return a request's bytes; its ``number`` is for logs only."""
     request = Request(
         v=PROTOCOL_VERSION,
         kind=kind,
-        id=secrets.token_hex(8),
+        id=str(number),
         sent_at=now,
         body=body.model_dump(mode="json"),
     )
     return request.model_dump_json().encode()
+
+
+def reading_cost(message: bytes) -> int:
+    """Return what it costs to read a message, in bytes of plain text."""
+    return len(message) + _VALUE_BYTES * message.count(b",")
 
 
 def decode_request(message: bytes, now: datetime) -> Request:
@@ -177,6 +225,7 @@ def decode_request(message: bytes, now: datetime) -> Request:
     Raises `InvalidSpec` if it is none, or of another version, and `Conflict` if the sender's clock
     differs from ``now`` by more than `MAX_CLOCK_DIFFERENCE`.
     """
+    _check_values(message)
     try:
         request = Request.model_validate_json(message)
     except ValidationError as error:
@@ -224,6 +273,7 @@ def decode_reply(message: bytes, expected: type[Body], now: datetime) -> Body:
 
     Raises `InvalidSpec` if it is neither, `Conflict` if the peer's clock differs too much.
     """
+    _check_values(message)
     try:
         reply = _REPLY.validate_json(message)
     except ValidationError as error:
@@ -233,8 +283,13 @@ def decode_reply(message: bytes, expected: type[Body], now: datetime) -> Body:
         ) from error
     check_clock(reply.now, now, "This site's clock", "the peer's")
     if isinstance(reply, _Refusal):
-        raise from_code(reply.code, _printable(reply.message), _printable(reply.hint))
+        raise from_code(reply.code, printable(reply.message), printable(reply.hint))
     return decode_body(reply.body, expected)
+
+
+def _check_values(message: bytes) -> None:
+    if message.count(b",") >= MAX_VALUES:
+        raise InvalidSpec(f"A message of more than {MAX_VALUES} values is no broker's.")
 
 
 def check_clock(theirs: datetime, now: datetime, ours_is: str, theirs_is: str) -> None:
@@ -248,6 +303,6 @@ def check_clock(theirs: datetime, now: datetime, ours_is: str, theirs_is: str) -
         )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return a peer's words without what could steer a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)

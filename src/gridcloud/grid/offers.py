@@ -1,32 +1,38 @@
-"""What peers offer, as they last said: a cache filled by asking, looked up without.
+"""What peers offer, as they last said: signed digests, kept by version, looked up without asking.
 
-Offers are soft state: good for choosing whom to ask. Only the owner's grant counts.
+Offers are soft state: good for choosing whom to ask. Only the owner's grant counts. A site can
+lie about its own offers only: nobody else's signature makes one.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-from gridcloud.errors import Forbidden, GridcloudError, TimedOut, Unavailable
-from gridcloud.grid.calling import Caller
-from gridcloud.grid.documents import Clock, verify
-from gridcloud.grid.membership import Directory, Member
-from gridcloud.grid.messages import Asking, DigestBody, Kind
-from gridcloud.grid.papers import OfferDigest, Role
+from gridcloud.errors import Forbidden, GridcloudError
+from gridcloud.grid.documents import LEEWAY, Clock, claimed_signer, verify
+from gridcloud.grid.news import BUCKETS
+from gridcloud.grid.papers import OfferDigest, Role, split_community
+from gridcloud.grid.roster import Member, Roster
+from gridcloud.grid.swim import PeerState, Seen
 from gridcloud.grid.transport import PeerAddress
 from gridcloud.model.frozen import Frozen
+from gridcloud.model.need import Resources
 
-#: How many peers are asked at once.
-FAN_OUT = 16
+#: An offer that says it holds for longer is refused.
+LONGEST_OFFER = timedelta(hours=2)
+#: The problem of a member of which nothing was heard yet.
+NOT_YET = "has offered nothing yet"
 
 
 class PeerOffer(Frozen):
     """A peer's offer to one community, or why there is none.
 
-    ``digest`` is what it last said that has not expired. ``problem`` is why it could not be had
-    at the last try (``unreachable: …`` for a peer that does not answer), empty if it could.
-    ``seen_at`` is when it was last asked.
+    ``digest`` is what it last said that has not expired. ``problem`` is why it cannot be counted
+    on (`NOT_YET`; ``unreachable…`` for a peer that does not answer), empty where it can.
+    ``seen_at`` is when it was last heard, None if never. ``latency_seconds`` is a round trip.
     """
 
     community: str
@@ -34,92 +40,188 @@ class PeerOffer(Frozen):
     address: PeerAddress
     digest: OfferDigest | None
     problem: str
-    seen_at: datetime
+    seen_at: datetime | None
+    latency_seconds: float | None = None
 
 
-class OfferCache:
-    """The digests of all peers of all communities."""
+class Held(NamedTuple):
+    """An offer in the book."""
 
-    def __init__(self, directory: Directory, caller: Caller, clock: Clock) -> None:
-        self._directory = directory
-        self._caller = caller
+    document: str
+    digest: OfferDigest
+    heard_at: datetime
+    hash: int
+
+
+class OfferBook:
+    """The newest digest of each member of one community, this site's own among them.
+
+    Pure but for its clock; equal books have equal `digest`.
+    """
+
+    def __init__(self, roster: Roster, clock: Clock) -> None:
+        self._roster = roster
         self._clock = clock
-        self._offers: dict[tuple[str, str], PeerOffer] = {}
-        self._refreshing: dict[str, asyncio.Lock] = {}
+        self._held: dict[str, Held] = {}
+        self._hashes = [0] * BUCKETS
+        self._digest = ""
+        self._problems: dict[str, str] = {}
+        self._silent: dict[str, str] = {}
+        #: Grows with every change of what `listed` would say.
+        self.changes = 0
 
-    async def refresh(self, community: str, timeout: float, max_age: timedelta) -> None:
-        """Ask every lending member that was not asked within ``max_age`` for its digest.
+    def add(self, document: str, signer: str | None = None) -> str | None:
+        """Keep a digest if it is newer than what is held; return whose it is if so.
 
-        Waits at most about ``timeout`` seconds for each `FAN_OUT` members. A member that fails is
-        noted with its reason and raises nothing. Raises `NotFound` for a foreign community.
+        ``signer`` is whose it must be, where that is known. Raises `InvalidSpec` or `Forbidden`
+        for one that does not prove itself, or is not by a lending member.
         """
-        # A second caller waits, and then finds what the first one learned.
-        async with self._refreshing.setdefault(community, asyncio.Lock()):
-            asking = await self._directory.asking(community)
-            members = await self._directory.members(community)
-            me = self._directory.identity.key
-            lenders = {k: m for k, m in members.items() if k != me and m.has(Role.PROVIDER)}
-            for known, key in list(self._offers):
-                if known == community and key not in lenders:
-                    del self._offers[known, key]
-            now = self._clock()
-            due = [
-                member
-                for key, member in lenders.items()
-                if (last := self._offers.get((community, key))) is None
-                or now - last.seen_at >= max_age
-            ]
-            slots = asyncio.Semaphore(FAN_OUT)
-            async with asyncio.TaskGroup() as group:
-                for member in due:
-                    group.create_task(self._ask(member, asking, timeout, slots))
+        key = signer or claimed_signer(document)
+        held = self._held.get(key)
+        if held is not None and held.document == document:
+            self._held[key] = held._replace(heard_at=self._clock())
+            return None
+        member = self._roster.members.get(key)
+        if member is None:
+            return None  # its record is still on its way, or it was removed
+        now = self._clock()
+        digest = read_digest(document, member, self._roster.community, now)
+        self._problems.pop(key, None)
+        if held is not None and held.digest.version >= digest.version:
+            return None
+        seal = hashlib.sha256(f"{key}/{digest.version}".encode()).digest()
+        fresh = Held(document, digest, now, int.from_bytes(seal[:8]))
+        self._hashes[_bucket(key)] ^= fresh.hash ^ (held.hash if held else 0)
+        self._digest = ""
+        self._held[key] = fresh
+        self.changes += 1
+        return key
 
-    def listed(self, community: str) -> tuple[PeerOffer, ...]:
-        """Return what is known now of each lending member; nobody is asked."""
+    def blame(self, key: str, problem: str) -> None:
+        """Show a member's problem until it says something better; its offer no longer counts."""
+        if self._problems.get(key) != problem:
+            self._problems[key] = problem
+            self.changes += 1
+
+    def silent(self, key: str, problem: str) -> None:
+        """Show that a member could not be asked, until `confirm`."""
+        self._silent[key] = problem
+        self.changes += 1
+
+    def confirm(self, key: str) -> None:
+        """Take note that a member is there."""
+        if self._silent.pop(key, None) is not None:
+            self.changes += 1
+
+    def prune(self) -> None:
+        """Drop what has expired, and what non-members offered."""
+        now = self._clock()
+        members = self._roster.members
+        for key, held in list(self._held.items()):
+            if held.digest.expires_at + LEEWAY <= now or key not in members:
+                self._hashes[_bucket(key)] ^= held.hash
+                self._digest = ""
+                del self._held[key]
+                self.changes += 1
+        for noted in (self._problems, self._silent):
+            for key in [key for key in noted if key not in members]:
+                del noted[key]
+
+    def version(self, key: str) -> int:
+        """Return the version held of a member's digest; -1 if there is none."""
+        held = self._held.get(key)
+        return held.digest.version if held else -1
+
+    def heard_at(self, key: str) -> datetime | None:
+        """Return when a member's digest was last heard."""
+        held = self._held.get(key)
+        return held.heard_at if held else None
+
+    def next_expiry(self) -> datetime:
+        """Return when the next of the digests held expires, beginning now."""
+        now = self._clock()
+        ends = (held.digest.expires_at for held in self._held.values())
+        return min((end for end in ends if end > now), default=now + LONGEST_OFFER)
+
+    def summary(self) -> tuple[int, ...]:
+        """Return a 64-bit hash of each part; equal hashes hold equal digests."""
+        return tuple(self._hashes)
+
+    def digest(self) -> str:
+        """Return one hash of everything."""
+        if not self._digest:
+            whole = b"".join(each.to_bytes(8) for each in self._hashes)
+            self._digest = hashlib.sha256(whole).hexdigest()[:16]
+        return self._digest
+
+    def documents_in(self, buckets: Iterable[int]) -> list[str]:
+        """Return the digests in some parts, in an order that is the same each time."""
+        wanted = set(buckets)
+        return [held.document for key, held in sorted(self._held.items()) if _bucket(key) in wanted]
+
+    def listed(self, me: str, seen: Callable[[str], Seen]) -> list[PeerOffer]:
+        """Return what is known now of each other lending member; nobody is asked.
+
+        ``seen`` tells of a key what is thought of that peer.
+        """
         now = self._clock()
         found = []
-        for (known, _), offer in sorted(self._offers.items()):
-            if known != community:
-                continue
-            if offer.digest is not None and offer.digest.expires_at <= now:
-                problem = offer.problem or "its offer expired"
-                found.append(offer.model_copy(update={"digest": None, "problem": problem}))
-            else:
-                found.append(offer)
-        return tuple(found)
+        for key, member in self._roster.members.items():
+            if key != me and member.has(Role.PROVIDER):
+                found.append(self._listed(member, seen(key), now))
+        return sorted(found, key=lambda offer: (offer.site_name, offer.address.key))
 
-    async def _ask(
-        self, member: Member, asking: Asking, timeout: float, slots: asyncio.Semaphore
-    ) -> None:
-        community = asking.community
-        last = self._offers.get((community, member.key))
-        digest = last.digest if last is not None else None
-        problem = ""
-        try:
-            async with slots:
-                reply = await self._caller.ask(
-                    member.address, Kind.OFFERS, asking, DigestBody, timeout
-                )
-            heard = read_digest(reply.digest, member, community, self._clock())
-            if digest is None or heard.version >= digest.version:
-                digest = heard
-        except (Unavailable, TimedOut) as error:
-            problem = f"unreachable: {error.message}"
-        except GridcloudError as error:
-            digest, problem = None, error.message
-        self._offers[community, member.key] = PeerOffer(
+    def _listed(self, member: Member, seen: Seen, now: datetime) -> PeerOffer:
+        key, community = member.key, self._roster.community
+        name = self._roster.shown(key)
+        held = self._held.get(key)
+        digest = held.digest if held else None
+        problem = self._problems.get(key, "")
+        if problem:
+            digest = None
+        elif digest is None:
+            problem = NOT_YET
+        elif digest.expires_at <= now:
+            digest, problem = None, "its offer expired"
+        elif digest.offered.capacity == Resources():
+            digest = None
+            problem = f"{name} lends nothing in {split_community(community)[0]}."
+        if key in self._silent:
+            problem = f"unreachable: {self._silent[key]}"
+        elif seen.state is PeerState.DEAD:
+            problem = f"unreachable: {name} does not answer."
+        elif not seen.direct:
+            problem = f"unreachable from this site, though others hear {name}."
+        return PeerOffer.model_construct(
             community=community,
-            site_name=member.site_name,
+            site_name=name,
             address=member.address,
             digest=digest,
             problem=problem,
-            seen_at=self._clock(),
+            seen_at=held.heard_at if held else None,
+            latency_seconds=seen.latency,
         )
 
 
 def read_digest(document: str, member: Member, community: str, now: datetime) -> OfferDigest:
-    """Return a member's digest, proved to be its own, for this community, and fresh."""
+    """Return a member's digest, proved to be its own, for this community, and fresh.
+
+    Raises `InvalidSpec` and `Forbidden`, for a member who may not lend too.
+    """
     digest = verify(document, OfferDigest, member.key, now)
     if (digest.community, digest.site_name) != (community, member.site_name):
         raise Forbidden(f"{member.site_name} answered with an offer for something else.")
+    if not member.has(Role.PROVIDER):
+        raise Forbidden(f"{member.site_name} may not lend in {split_community(community)[0]}.")
+    if digest.expires_at - digest.issued_at > LONGEST_OFFER:
+        raise Forbidden(f"The offer of {member.site_name} claims to hold for too long.")
     return digest
+
+
+def unreadable(error: GridcloudError) -> str:
+    """Return how to tell people that a member's offer cannot be used."""
+    return f"its offer cannot be used: {error.message}"
+
+
+def _bucket(key: str) -> int:
+    return hashlib.sha256(key.encode()).digest()[0] >> 2

@@ -1,37 +1,63 @@
 """Papers: what the signed documents of the grid say. `documents` signs and verifies them.
 
 Each kind is one frozen value that knows its name on the wire (``kind``), who must have signed it
-(``signer``) and when it holds. Two more kinds have their place here and come with the membership
-protocol and the accounts: ``Revocation``, a member's removal, and ``Receipt``, a usage record
-that both sides sign.
+(``signer``) and when it holds. What both sides of a loan sign is in `receipts`.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from functools import lru_cache
+from typing import Annotated, ClassVar, Self
 
-from pydantic import AwareDatetime, Field, field_validator
+from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
 
 from gridcloud.errors import InvalidSpec
+from gridcloud.grid.addresses import parse_listen
 from gridcloud.model.frozen import Frozen
+from gridcloud.model.identifiers import RelayUrl
 from gridcloud.model.lease import Endpoint
 from gridcloud.model.need import Need, Resources
+from gridcloud.model.prices import Prices
 
 _NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+
+
+@lru_cache(maxsize=16_384)  # the same few are read again and again
+def _is_address(text: str) -> str:
+    try:
+        parse_listen(text)
+    except InvalidSpec as error:
+        raise ValueError("is no IP:PORT") from error
+    return text
+
 
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 CommunityName = Annotated[str, Field(pattern=_NAME)]
 SiteName = Annotated[str, Field(pattern=_NAME)]
 #: ``NAME.FOUNDERKEY``: a community is its founder's key and a name; see `community_id`.
 CommunityId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\.[0-9a-f]{64}$")]
-Address = Annotated[str, Field(pattern=r"^([0-9.]{7,15}|\[[0-9a-f:.]{2,45}\]):[0-9]{1,5}$")]
+Address = Annotated[
+    str,
+    Field(pattern=r"^([0-9.]{7,15}|\[[0-9a-f:.]{2,45}\]):[0-9]{1,5}$"),
+    AfterValidator(_is_address),
+]
+#: A time with its zone. Those near the ends of the calendar, where reckoning fails, are refused.
+Moment = Annotated[AwareDatetime, Field(ge=_FIRST, le=_LAST)]
 Addresses = Annotated[tuple[Address, ...], Field(max_length=16)]
+RelayUrls = Annotated[tuple[RelayUrl, ...], Field(max_length=4)]
+Version = Annotated[str, Field(pattern=r"^[0-9A-Za-z.+-]{0,64}$")]
 LeaseId = Annotated[str, Field(pattern=r"^[a-z0-9]{1,64}$")]
 #: ``user@site``
 Person = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}@[a-z0-9][a-z0-9-]{0,62}$")]
+Country = Annotated[str, Field(pattern=r"^([A-Z]{2})?$")]
+Notice = Annotated[int, Field(ge=0, le=366 * 86400)]
 _Word = Annotated[str, Field(pattern=r"^[ -~]{1,128}$")]
+
+#: How many sites one invitation can admit at most.
+MOST_USES = 100
 
 
 class Role(StrEnum):
@@ -72,7 +98,7 @@ class CommunityPaper(Paper):
     kind: ClassVar[str] = "gridcloud-community"
     name: CommunityName
     founder: Key
-    created_at: AwareDatetime
+    created_at: Moment
 
     @property
     def signer(self) -> str:
@@ -85,17 +111,35 @@ class CommunityPaper(Paper):
         return self.created_at
 
 
+class Via(Frozen):
+    """A member through which another is reached."""
+
+    key: Key
+    addresses: Addresses = ()
+    tls: Addresses = ()
+
+
 class Invitation(Paper):
-    """Admits one site to a community, once, until it expires. Whoever has it may use it."""
+    """Admits ``uses`` sites to a community until it expires. Whoever has it may use it.
+
+    With ``approve`` its use only asks; the inviter decides on each.
+    Where the inviter is: its own ``addresses`` (UDP), ``tls`` (TCP) and ``relay_urls``, and members
+    ``via`` which it is reached if none of these answers.
+    """
 
     kind: ClassVar[str] = "gridcloud-invitation"
     community: CommunityId
     inviter: Key
     addresses: Addresses
+    tls: Addresses = ()
+    relay_urls: RelayUrls = ()
+    via: Annotated[tuple[Via, ...], Field(max_length=4)] = ()
     secret: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     roles: Roles
-    issued_at: AwareDatetime
-    expires_at: AwareDatetime
+    approve: bool = False
+    uses: Annotated[int, Field(ge=1, le=MOST_USES)] = 1
+    issued_at: Moment
+    expires_at: Moment
 
     @property
     def signer(self) -> str:
@@ -116,7 +160,8 @@ class Invitation(Paper):
 class Membership(Paper):
     """A site's place in a community: its name there and its roles.
 
-    Signed by the founder, or by a manager whose own membership the founder signed.
+    Signed by the founder, or by a manager whose own membership the founder signed. One made out
+    anew, as with other roles, keeps in ``since`` when the site was first admitted.
     """
 
     kind: ClassVar[str] = "gridcloud-membership"
@@ -124,8 +169,20 @@ class Membership(Paper):
     member: Key
     site_name: SiteName
     roles: Roles
-    issued_at: AwareDatetime
+    issued_at: Moment
     issuer: Key
+    since: Moment | None = None
+
+    @model_validator(mode="after")
+    def _admitted_before(self) -> Self:
+        if self.since is not None and self.since > self.issued_at:
+            raise ValueError("since is later than issued_at")
+        return self
+
+    @property
+    def admitted_at(self) -> datetime:
+        """Since when the site is a member."""
+        return self.since or self.issued_at
 
     @property
     def signer(self) -> str:
@@ -138,13 +195,47 @@ class Membership(Paper):
         return self.issued_at
 
 
+class Revocation(Paper):
+    """Ends a membership for good: every one of ``member`` issued up to ``revoked_at`` is void.
+
+    Signed by the founder, by a manager (for members who are none), or by the member that leaves.
+    Nobody but itself ends the founder's. What it voids, in detail: `gridcloud.grid.roster`.
+    """
+
+    kind: ClassVar[str] = "gridcloud-revocation"
+    community: CommunityId
+    member: Key
+    issuer: Key
+    revoked_at: Moment
+    reason: Annotated[str, Field(pattern=r"^[ -~]{0,256}$")] = ""
+
+    @property
+    def signer(self) -> str:
+        """Who removed the member."""
+        return self.issuer
+
+    @property
+    def begins_at(self) -> datetime:
+        """The removal."""
+        return self.revoked_at
+
+
 class Presence(Paper):
-    """Where a site says it is to be reached. Of two, the one issued later counts."""
+    """Where a site says it is to be reached, and what it is. Of two, the one issued later counts.
+
+    ``addresses`` answer by UDP, ``tls`` by TLS over TCP; ``relay_urls`` are iroh relays it is
+    connected to. ``relays`` tells whether it passes on what members cannot send one another
+    directly, ``version`` which gridcloud it runs.
+    """
 
     kind: ClassVar[str] = "gridcloud-presence"
     site: Key
     addresses: Addresses
-    issued_at: AwareDatetime
+    tls: Addresses = ()
+    relay_urls: RelayUrls = ()
+    relays: bool = False
+    version: Version = ""
+    issued_at: Moment
 
     @property
     def signer(self) -> str:
@@ -162,6 +253,8 @@ class Offered(Frozen):
 
     ``max_time_seconds`` is its longest lease, ``isolation`` how guests are kept apart (such as
     ``bubblewrap``), ``network`` whether they have one, ``software`` names of what is installed.
+    ``country`` is where it is (ISO 3166, two letters), ``provider`` the kind of what is behind it.
+    With a ``notice_seconds`` the owner may recall a lease, that long ahead.
     """
 
     capacity: Resources
@@ -170,6 +263,10 @@ class Offered(Frozen):
     network: bool
     isolation: Annotated[str, Field(pattern=r"^[ -~]{0,64}$")] = ""
     software: Annotated[tuple[_Word, ...], Field(max_length=256)] = ()
+    prices: Prices = Prices()
+    country: Country = ""
+    provider: Annotated[str, Field(pattern=r"^[a-z0-9-]{0,32}$")] = ""
+    notice_seconds: Notice | None = None
 
 
 class OfferDigest(Paper):
@@ -181,8 +278,8 @@ class OfferDigest(Paper):
     community: CommunityId
     version: Annotated[int, Field(ge=0, lt=2**63)]
     offered: Offered
-    issued_at: AwareDatetime
-    expires_at: AwareDatetime
+    issued_at: Moment
+    expires_at: Moment
 
     @property
     def signer(self) -> str:
@@ -203,6 +300,9 @@ class OfferDigest(Paper):
 class LeaseGrant(Paper):
     """A granted lease: capacity of ``lender`` for ``person`` of ``borrower`` until ``ends_at``.
 
+    Of several grants of one lease the one with the highest ``revision`` counts: a renewal ends
+    later, a recall (which a lease with ``notice_seconds`` may meet) earlier.
+
     ``certificate`` is the OpenSSH certificate for the key in the request; ``folder`` is where job
     folders are made on the endpoint, absolute or relative to the login folder.
     """
@@ -217,8 +317,11 @@ class LeaseGrant(Paper):
     endpoint: Endpoint
     certificate: Annotated[str, Field(pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/=]+( [ -~]*)?$")]
     folder: Annotated[str, Field(min_length=1, max_length=4096)]
-    starts_at: AwareDatetime
-    ends_at: AwareDatetime
+    starts_at: Moment
+    ends_at: Moment
+    prices: Prices = Prices()
+    notice_seconds: Notice | None = None
+    revision: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @field_validator("folder")
     @classmethod

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
+from pydantic import Field
+
+from gridcloud.model.choice import Constraints, Strategy
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.need import Need, Resources
 from gridcloud.model.offer import Plan
+from gridcloud.model.prices import Prices
 
 
 class SiteInfo(Frozen):
@@ -65,10 +70,16 @@ class HostKeys(Frozen):
 
 
 class OffersRequest(Frozen):
-    """A need to be planned for, with no effect."""
+    """A need to be planned for, with no effect; the ``most`` best offers are told.
+
+    ``site``, ``constraints`` and ``strategy`` mean the same as in a `JobSpec`.
+    """
 
     need: Need = Need()
     site: str | None = None
+    constraints: Constraints = Constraints()
+    strategy: Strategy | None = None
+    most: Annotated[int, Field(ge=1, le=100_000)] = 200
 
 
 class OffersReply(Frozen):
@@ -79,16 +90,28 @@ class OffersReply(Frozen):
 
 
 class CommunityInfo(Frozen):
-    """A community this site belongs to."""
+    """A community this site belongs to, or asks to be admitted to.
+
+    ``waiting`` says whose approval is waited for; ``problem`` why this site is no member (any
+    more), or what was said when it last asked.
+    """
 
     id: str
     name: str
     founder: str
-    roles: tuple[str, ...]
+    roles: tuple[str, ...] = ()
+    waiting: str = ""
+    problem: str = ""
 
 
 class MemberInfo(Frozen):
-    """A member of a community, as this site last saw it."""
+    """A member of a community, as this site last saw it.
+
+    ``site_name`` is unique: a later member of a name has ``~`` and the start of its key behind it.
+    ``state`` is whether it is there (alive, suspect, dead or unknown), ``path`` how it is reached,
+    ``version`` which gridcloud it says it runs, ``relays`` whether it passes on for others.
+    ``since`` is when it was admitted, ``by`` who signed its membership.
+    """
 
     community: str
     site_name: str
@@ -97,15 +120,60 @@ class MemberInfo(Frozen):
     addresses: tuple[str, ...]
     problem: str = ""
     myself: bool = False
+    state: str = ""
+    last_seen_at: datetime | None = None
+    latency_seconds: float | None = None
+    path: str = ""
+    version: str = ""
+    relays: bool = False
+    since: datetime | None = None
+    by: str = ""
+
+
+class GridSite(MemberInfo):
+    """A member, and what it lends to that community in all and now, as last heard.
+
+    ``capacity`` and ``free`` are None where it lends nothing; ``offer_problem`` says why.
+    """
+
+    capacity: Resources | None = None
+    free: Resources | None = None
+    prices: Prices = Prices()
+    country: str = ""
+    offer_problem: str = ""
 
 
 class InvitationInfo(Frozen):
-    """A join code: a secret that admits one site until it expires."""
+    """A join code: a secret that admits ``uses`` sites until it expires, each if approved where
+    ``approve`` says so. ``id`` names it without giving it away."""
 
     code: str
     community: str
     expires_at: datetime
     addresses: tuple[str, ...]
+    warning: str = ""
+    id: str = ""
+    approve: bool = False
+    uses: int = 1
+
+
+class RequestInfo(Frozen):
+    """A site that asks to be admitted; ``invitation`` is the id of the one it used."""
+
+    community: str
+    site_name: str
+    key: str
+    since: datetime
+    roles: tuple[str, ...]
+    invitation: str
+    expires_at: datetime
+
+
+class LeftInfo(Frozen):
+    """A community left: how many members heard of it, and what is to be known."""
+
+    community: str
+    told: int
     warning: str = ""
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from gridcloud.errors import Conflict
+from gridcloud.model.choice import Constraints, Strategy
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.need import Need
 
@@ -38,8 +39,8 @@ class JobState(StrEnum):
 
 
 _ENDS = {JobState.CLEANUP, JobState.FAILED, JobState.CANCELED}
-#: From each state, the states a job may enter next. Any running state may fall back to QUEUED:
-#: that is a job placed anew after its site was lost before the command began.
+#: From each state, the states a job may enter next. STAGE_IN and ACTIVE may fall back to QUEUED:
+#: that is a job placed anew after its place was lost. Once its command ended by itself it is not.
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.NEW: frozenset({JobState.QUEUED} | _ENDS),
     JobState.QUEUED: frozenset({JobState.STAGE_IN} | _ENDS),
@@ -60,7 +61,9 @@ class JobSpec(Frozen):
     names. ``outputs`` are patterns relative to the job folder; what they match is copied into the
     absolute folder ``into``. ``env`` is set wherever the job runs; ``shell_env`` only where it
     runs on this machine under the user's own account, so that ``python`` means the same program
-    as in the shell it came from. ``site`` pins the job to one site by name.
+    as in the shell it came from. ``site`` pins the job to one site by name, ``constraints`` say
+    where else it may not run, ``strategy`` which place is best (None: the site's own). When its
+    place is lost it goes back in line up to ``resubmit`` times (None: as the site has it).
     """
 
     command: Annotated[tuple[Annotated[str, Field(max_length=131072)], ...], Field(min_length=1)]
@@ -72,6 +75,9 @@ class JobSpec(Frozen):
     outputs: tuple[str, ...] = ()
     into: str = ""
     site: str | None = None
+    constraints: Constraints = Constraints()
+    strategy: Strategy | None = None
+    resubmit: Annotated[int, Field(ge=0, le=100)] | None = None
     tasks: Annotated[tuple[int, ...], Field(max_length=100_000)] = ()
 
     @field_validator("command", "inputs", "outputs")
@@ -137,6 +143,9 @@ class JobSpec(Frozen):
             outputs=tuple(map(put, self.outputs)),
             into=put(self.into),
             site=self.site,
+            constraints=self.constraints,
+            strategy=self.strategy,
+            resubmit=self.resubmit,
         )
 
 
@@ -179,7 +188,13 @@ class Ending(Frozen):
 
 
 class Job(Frozen):
-    """A job as its site knows it. ``site`` and ``provider`` say who serves it, once placed."""
+    """A job as its site knows it. ``site`` and ``provider`` say who serves it, once placed.
+
+    ``attempts`` counts leases asked for; with ``lease_id`` it is the fencing token: an attempt
+    that is not the job's current one changes nothing any more. ``resubmitted`` counts the places
+    that were lost, ``lost_at`` names them as `Offer.source` does: the job does not go there again.
+    ``input_bytes`` is the size of its inputs, where that matters to the choice of a place.
+    """
 
     id: str
     spec: JobSpec
@@ -193,6 +208,9 @@ class Job(Frozen):
     provider: str | None = None
     lease_id: str | None = None
     attempts: int = 0
+    resubmitted: int = 0
+    lost_at: tuple[str, ...] = ()
+    input_bytes: int = 0
     cancel_requested: bool = False
     outcome: Outcome | None = None
     message: str = ""
@@ -202,6 +220,11 @@ class Job(Frozen):
         if state not in TRANSITIONS[self.state]:
             raise Conflict(f"Job {self.id} is {self.state} and cannot become {state}.")
         return self.model_copy(update={"state": state, **changes})
+
+    def held_by(self, other: Job) -> bool:
+        """Whether ``other`` is of this job's current attempt, so that what it says counts."""
+        mine, theirs = (self.attempts, self.lease_id), (other.attempts, other.lease_id)
+        return not self.state.final and mine == theirs
 
     @property
     def folder_name(self) -> str:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Annotated
 
+from pydantic import Field
+
+from gridcloud.model.choice import OWN
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.need import Resources
+from gridcloud.model.prices import Prices
+
+_REASONS_TOLD = 8
 
 
 class Offer(Frozen):
@@ -15,6 +22,11 @@ class Offer(Frozen):
     on the user's own site. ``max_time`` is the owner's longest lease. ``problem`` says why it
     cannot serve at the moment (such as an unreachable machine), empty when it can. Where
     ``known`` is false its size was never learned, so that it may turn out to be large enough.
+
+    ``country`` (ISO 3166, two letters) and ``kind`` (of provider, such as ``ssh``) are empty when
+    the owner does not say. ``latency_seconds`` is a round trip to a peer, None if never measured.
+    ``preemptible`` is how long before its end a recall is told; None if never recalled. ``share``
+    is what this site used there lately, as a part of what is its fair part: above 1 is more.
     """
 
     site: str
@@ -28,11 +40,22 @@ class Offer(Frozen):
     isolation: str = ""
     network: bool = True
     problem: str = ""
+    country: Annotated[str, Field(pattern=r"^([A-Z]{2})?$")] = ""
+    kind: Annotated[str, Field(pattern=r"^[a-z0-9-]{0,32}$")] = ""
+    prices: Prices = Prices()
+    latency_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    preemptible: Annotated[timedelta, Field(ge=timedelta(0))] | None = None
+    share: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
     @property
     def place(self) -> str:
         """Its name for people: ``site/provider``."""
         return f"{self.site}/{self.provider}"
+
+    @property
+    def source(self) -> str:
+        """Whose capacity it is, whatever the owner calls itself: ``key/provider``."""
+        return f"{self.peer or OWN}/{self.provider}"
 
 
 class Verdict(Frozen):
@@ -49,9 +72,10 @@ class Verdict(Frozen):
 
 
 class Plan(Frozen):
-    """All offers judged for one need, the best first."""
+    """Offers judged for one need, the best first; ``left_out`` counts those judged but not told."""
 
     verdicts: tuple[Verdict, ...]
+    left_out: int = 0
 
     @property
     def winners(self) -> tuple[Offer, ...]:
@@ -64,10 +88,12 @@ class Plan(Frozen):
         return any(v.later for v in self.verdicts)
 
     def explain(self) -> str:
-        """Return one sentence with the reason of each offer that lost."""
-        losers = [
+        """Return one sentence with the reasons of the first few offers that lost."""
+        losers = [v for v in self.verdicts if v.reasons]
+        told = [
             f"{v.offer.place}: {', '.join(reason.rstrip('.') for reason in v.reasons)}"
-            for v in self.verdicts
-            if v.reasons
+            for v in losers[:_REASONS_TOLD]
         ]
-        return "; ".join(losers) or "no site offers anything"
+        if more := len(losers) - len(told) + self.left_out:
+            told.append(f"and {more} more")
+        return "; ".join(told) or "no site offers anything"

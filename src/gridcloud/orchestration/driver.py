@@ -12,24 +12,36 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from gridcloud.errors import Conflict, GridcloudError, TimedOut, Unavailable
+from gridcloud.errors import Conflict, GridcloudError, NotFound, TimedOut, Unavailable
 from gridcloud.model.job import Ending, Job, JobState, Outcome
 from gridcloud.model.lease import Lease
-from gridcloud.orchestration.ports import JobKeeper, Workplace
+from gridcloud.model.quantities import format_duration
+from gridcloud.orchestration.holding import Holding
+from gridcloud.orchestration.ports import JobKeeper, Recourse, Workplace
+from gridcloud.orchestration.renewing import renew_in_time
 
 T = TypeVar("T")
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
-#: How long after a lease's end its machine is still asked for the result.
-_AFTER_THE_END = 30.0
+#: What a person has to know of a command that runs again.
+TWICE = "What its command did outside the job folder may happen twice."
 
 
 class InterruptedByStore(Exception):
     """The store failed, which is no fault of the job: it is as the store last kept it."""
 
 
+class _Superseded(Exception):
+    """The store has another attempt of the job by now: this one has nothing more to say."""
+
+
+class _PlaceLost(Exception):
+    """The machine was out of reach for too long, and the job may go elsewhere."""
+
+
 class JobDriver:
-    """One attempt of one job at one place. `drive` returns the job in a final state."""
+    """One attempt of one job at one place. `drive` returns the job in a final state, or, when its
+    place was lost, back in line (`left`)."""
 
     def __init__(
         self,
@@ -39,34 +51,74 @@ class JobDriver:
         jobs: JobKeeper,
         *,
         cancel_grace: float,
+        recourse: Recourse,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.job = job
-        self._lease = lease
-        self._place = place
+        self.place = place
+        self._holding = Holding(lease, now)
         self._jobs = jobs
         self._grace = cancel_grace
+        self._recourse = recourse
         self._now = now
         self._sleep = sleep
         self._cancel = asyncio.Event()
+        self._limit: asyncio.Timeout | None = None
+        self._refused_to_go = ""
         #: Whether nothing of the attempt is left where it ran.
         self.tidied = True
+        #: The job as it was when its place was lost; it is back in line then, the place still open.
+        self.left: Job | None = None
+        #: Whether the place was lost by being out of reach, so that the command may still run.
+        self.silent = False
         if job.cancel_requested:
             self._cancel.set()
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as it is by now."""
+        return self._holding.lease
+
+    @property
+    def cancel_asked(self) -> bool:
+        """Whether the job is to end."""
+        return self._cancel.is_set()
 
     def cancel(self) -> None:
         """Ask for the job to end; `drive` sees to it. Idempotent."""
         self._cancel.set()
 
+    def recall(self, until: datetime, reason: str) -> None:
+        """Take note that the lease's owner ends it early. Idempotent.
+
+        The job may end there until then; if it has not, it goes back in line.
+        """
+        self._holding.recall(until, reason)
+        self._set_limit()
+
     async def drive(self) -> Job:
-        """Take the job to its end; return at once if it has ended.
+        """Take the job to its end, or back in line; return at once if it has ended.
 
         Raises `InterruptedByStore` alone; then it may be called again.
         """
         if self.job.state.final:
             return self.job
-        canceller = asyncio.create_task(self._cancel_when_asked())
+        try:
+            await self._attempt()
+            if self.left is None:
+                await self._tidy()
+        except _Superseded:
+            await self._end_stale()
+        return self.job
+
+    async def _attempt(self) -> None:
+        beside = [asyncio.create_task(self._cancel_when_asked())]
+        if self.job.spec.need.time is None:
+            renewing = renew_in_time(
+                self._holding, self._recourse, self._note, self._sleep, self._set_limit
+            )
+            beside.append(asyncio.create_task(renewing))
         try:
             if self.job.state in (JobState.QUEUED, JobState.STAGE_IN):
                 await self._begin()
@@ -74,26 +126,31 @@ class JobDriver:
                 await self._accompany()
             if self.job.state is JobState.STAGE_OUT:
                 await self._collect()
+        except _PlaceLost as lost:
+            self.silent = True
+            if not await self._go_back(str(lost)):
+                await self._fail(Unavailable(str(lost)))
         except GridcloudError as error:
-            await self._fail(error)
+            why = await self._lost_by(error)
+            if not why or not await self._go_back(why):
+                await self._fail(error)
         finally:
-            canceller.cancel()
-            await asyncio.gather(canceller, return_exceptions=True)
-        await self._tidy()
-        return self.job
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
     async def _begin(self) -> None:
         if self._cancel.is_set():
             return await self._finish(Outcome(reason="canceled"), "canceled before it began")
         if self.job.state is JobState.QUEUED:
             where = f"{self.job.site}/{self.job.provider}"
-            await self._to(JobState.STAGE_IN, f"placed at {where}, lease {self._lease.id}")
+            await self._to(JobState.STAGE_IN, f"placed at {where}, lease {self.lease.id}")
             fresh = True
         else:
             # After a crash the command may run already: its inputs must not be written then.
-            fresh = await self._persist(self._place.state) in (None, "prepared")
+            fresh = await self._persist(self.place.state) in (None, "prepared")
         if fresh:
-            await self._persist(lambda: self._place.stage_in(self.job))
+            await self._persist(lambda: self.place.stage_in(self.job))
             if self._cancel.is_set():
                 return await self._finish(Outcome(reason="canceled"), "canceled before it began")
         await self._to(JobState.ACTIVE, "inputs are in place; starting")
@@ -102,13 +159,20 @@ class JobDriver:
     async def _accompany(self) -> None:
         begun: list[datetime] = []
 
+        def started() -> None:
+            begun.append(self._now())
+            self._holding.in_touch()
+
         async def run() -> Ending:
-            return await self._place.run(self.job, self._lease, lambda: begun.append(self._now()))
+            return await self.place.run(self.job, self.lease, started)
 
         ending = await self._persist(run)
-        started = self.job.started_at or (begun[0] if begun else self._now())
         outcome = ending.outcome
-        self.job = self.job.model_copy(update={"started_at": started, "outcome": outcome})
+        lost = self._holding.lost_by_outcome(outcome)
+        if lost and await self._go_back(lost):
+            return None
+        began = self.job.started_at or (begun[0] if begun else self._now())
+        self.job = self.job.model_copy(update={"started_at": began, "outcome": outcome})
         if outcome.reason == "canceled" or self._cancel.is_set():
             return await self._finish(outcome, "canceled")
         if outcome.reason == "lost":
@@ -117,12 +181,14 @@ class JobDriver:
         return await self._bring_back(ending)
 
     async def _collect(self) -> None:
-        """Continue a stage-out that a crash interrupted."""
-        await self._bring_back(await self._persist(lambda: self._place.watch(self.job)))
+        """Continue a stage-out that a crash interrupted, unless another attempt came first."""
+        if not await self._jobs.holds(self.job):
+            raise _Superseded
+        await self._bring_back(await self._persist(lambda: self.place.watch(self.job)))
 
     async def _bring_back(self, ending: Ending) -> None:
         outcome = ending.outcome
-        await self._persist(lambda: self._place.stage_out(self.job, ending))
+        await self._persist(lambda: self.place.stage_out(self.job, ending))
         if ending.escaping:
             paths = ", ".join(ending.escaping[:3])
             outcome = _worse(outcome, "output-escapes", f"{paths} leads out of the job folder")
@@ -140,24 +206,81 @@ class JobDriver:
     async def _fail(self, error: GridcloudError) -> None:
         stage = self.job.state.value.lower().replace("_", "-")
         outcome = Outcome(reason=f"{stage}-failed", message=str(error))
-        if self._lease.expired(self._now()):
+        if self.lease.expired(self._now()):
             message = f"The lease ended before the job did. {error}"
             outcome = Outcome(reason="lease-end", message=message)
         if self._cancel.is_set():
             outcome = Outcome(reason="canceled")
         await self._finish(outcome, str(error))
 
+    async def _lost_by(self, error: GridcloudError) -> str:
+        """Return why the place is lost, as an error tells; empty if it is not."""
+        if why := self._holding.lost_by(error, self.job.state):
+            return why
+        if self.job.state is JobState.STAGE_IN and isinstance(error, NotFound):
+            try:  # what is not there: an input here, or the place?
+                await self._in_time(self.place.state)
+            except GridcloudError as word:
+                return self._holding.lost_by(word, JobState.ACTIVE)
+        return ""
+
+    async def _go_back(self, why: str) -> bool:
+        """Put the job back in line, since its place was lost; return False where it cannot."""
+        if self._cancel.is_set() or await self._cannot_go():
+            return False
+        begun = self.job.state is JobState.ACTIVE
+        where = f"attempt {self.job.attempts} at {self.job.site}/{self.job.provider}"
+        left = self.job
+        event = f"{where} was lost: {why} Back in line. {TWICE if begun else ''}".strip()
+        await self._to(
+            JobState.QUEUED,
+            event,
+            lease_id=None,
+            site=None,
+            provider=None,
+            started_at=None,
+            outcome=None,
+            resubmitted=self.job.resubmitted + 1,
+            lost_at=(*self.job.lost_at, self._holding.source),
+        )
+        self.left = left
+        return True
+
+    async def _cannot_go(self) -> bool:
+        """Return whether the job may not be placed anew, after telling why, once."""
+        lost = self.job.model_copy(update={"lost_at": (*self.job.lost_at, self._holding.source)})
+        try:
+            refusal = await self._recourse.refusal(lost)
+        except GridcloudError as error:  # whoever would be asked does not answer either
+            refusal = str(error)
+        if refusal and refusal != self._refused_to_go:
+            self._refused_to_go = refusal
+            await self._note("resubmit", f"not placed anew: {refusal}")
+        return bool(refusal)
+
+    async def _end_stale(self) -> None:
+        """Leave nothing of an attempt that is no longer the job's; it has written nothing."""
+        where = f"{self.job.site}/{self.job.provider}"
+        try:
+            await self.place.remove(self.job)
+        except GridcloudError:
+            self.tidied = False  # the reconciler ends it with its lease
+        await self.place.close()
+        await self._note(
+            "fenced", f"attempt {self.job.attempts} at {where} came back and was ended"
+        )
+
     async def _tidy(self) -> None:
         outcome = self.job.outcome or Outcome(reason="lost", message="its end was never learned")
         keep = outcome.reason == "stage-out-failed"  # results are never thrown away unseen
         try:
             if not keep:
-                await self._place.remove(self.job)
+                await self.place.remove(self.job)
         except GridcloudError as error:
             # The machine is out of reach: its lease is kept until the folder could be removed.
             self.tidied = False
             await self._note("CLEANUP", f"left behind for now: {error}")
-        await self._place.close()
+        await self.place.close()
         if outcome.reason == "canceled":
             state = JobState.CANCELED
         else:
@@ -173,7 +296,7 @@ class JobDriver:
         while not self.job.state.final:
             if self.job.state is JobState.ACTIVE:
                 try:
-                    return await self._place.cancel(self._grace)
+                    return await self.place.cancel(self._grace)
                 except GridcloudError as error:
                     await self._note("cancel", f"not yet: {error}")
             await self._sleep(pause)
@@ -188,8 +311,9 @@ class JobDriver:
             try:
                 return await self._in_time(step)
             except GridcloudError as error:
-                if not error.retryable or self._over():
+                if not error.retryable or self._holding.over(self.job.state):
                     raise
+                await self._leave_if_silent(error)
                 if self._cancel.is_set() and self.job.state is not JobState.ACTIVE:
                     raise
                 if str(error) != told:
@@ -202,15 +326,30 @@ class JobDriver:
 
     async def _in_time(self, step: Callable[[], Awaitable[T]]) -> T:
         """Do a step, but do not wait for a machine that says nothing long after its lease."""
-        end = self._lease.ends_at
-        left = (end - self._now()).total_seconds() + _AFTER_THE_END if end else None
         try:
-            async with asyncio.timeout(left):
+            async with asyncio.timeout(self._holding.seconds_left(self.job.state)) as self._limit:
                 if self.job.state is JobState.ACTIVE:  # a cancel ends the command, not the wait
                     return await step()
                 return await self._unless_canceled(step)
         except TimeoutError as error:
             raise TimedOut("The machine said nothing more until its lease had ended.") from error
+        finally:
+            self._limit = None
+
+    def _set_limit(self) -> None:
+        """Have the step under way end with the lease, whose end has moved."""
+        left = self._holding.seconds_left(self.job.state)
+        if self._limit and not self._limit.expired() and left is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + left)
+
+    async def _leave_if_silent(self, error: GridcloudError) -> None:
+        """Give up a machine that was out of reach for too long, if the job may go elsewhere."""
+        if self.job.state is not JobState.ACTIVE or not self._holding.elsewhere:
+            return
+        silent, patience = self._holding.silent_for(), self._recourse.patience
+        if silent < patience or self._cancel.is_set() or await self._cannot_go():
+            return
+        raise _PlaceLost(f"out of reach for {format_duration(silent)}. {error}")
 
     async def _unless_canceled(self, step: Callable[[], Awaitable[T]]) -> T:
         work = asyncio.ensure_future(step())
@@ -229,10 +368,6 @@ class JobDriver:
         # A running command is waited for as long as its lease lasts; copying is not.
         return self.job.state is not JobState.ACTIVE and pause >= _LONGEST_PAUSE
 
-    def _over(self) -> bool:
-        end = self._lease.ends_at
-        return end is not None and (self._now() - end).total_seconds() > _AFTER_THE_END
-
     async def _note(self, kind: str, message: str) -> None:
         with contextlib.suppress(GridcloudError):  # a remark is not worth a job
             await self._jobs.note(self.job, kind, message)
@@ -240,9 +375,11 @@ class JobDriver:
     async def _to(self, state: JobState, event: str, **changes: object) -> None:
         job = self.job.advanced(state, **changes)
         try:  # kept first: what the store does not know has not happened
-            await self._jobs.save(job, event)
+            kept = await self._jobs.save(job, event, held_by=self.job)
         except GridcloudError as error:
             raise InterruptedByStore(str(error)) from error
+        if not kept:
+            raise _Superseded
         asked = {"cancel_requested": self.job.cancel_requested}
         self.job = job.model_copy(update=asked)
 

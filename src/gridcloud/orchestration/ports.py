@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from gridcloud.model.job import Ending, Event, Job, JobState
@@ -17,8 +18,16 @@ class JobKeeper(Protocol):
         """Keep new jobs, all or none."""
         ...
 
-    async def save(self, job: Job, message: str = "") -> None:
-        """Keep a job's new value, with an event if there is a message; an ended one stays."""
+    async def save(self, job: Job, message: str = "", *, held_by: Job | None = None) -> bool:
+        """Keep a job's new value, with an event if there is a message; return whether it was kept.
+
+        An ended job stays as it is; and with ``held_by`` so does one of which that is no longer
+        the current attempt. Both are looked at in the same transaction that writes.
+        """
+        ...
+
+    async def holds(self, job: Job) -> bool:
+        """Return whether this is still the job's current attempt."""
         ...
 
     async def request_cancel(self, job_id: str) -> None:
@@ -38,9 +47,13 @@ class JobKeeper(Protocol):
         ...
 
     async def listed(
-        self, states: Sequence[JobState] | None = None, *, first: int | None = None
+        self,
+        states: Sequence[JobState] | None = None,
+        *,
+        first: int | None = None,
+        latest: int | None = None,
     ) -> list[Job]:
-        """Return the jobs in these states, oldest first; the ``first`` so many."""
+        """Return the jobs in these states, oldest first; the ``first`` so many, or the latest."""
         ...
 
     async def events(self, job_ids: Sequence[str], after: int = 0) -> list[tuple[int, Event]]:
@@ -104,8 +117,35 @@ class Leasing(Protocol):
         """Return a lease this site knows."""
         ...
 
+    async def renew(self, lease: Lease, until: datetime) -> Lease:
+        """Have a loan end no earlier than ``until``; return it as it is then.
+
+        Raises what its owner answered; the loan is then as it was.
+        """
+        ...
+
     async def release(self, lease: Lease, reason: str) -> None:
         """Give the lease up, here and at its owner. Idempotent."""
+        ...
+
+
+class Recourse(Protocol):
+    """What a driver may do when its place does not last."""
+
+    @property
+    def patience(self) -> timedelta:
+        """For how long a machine may be out of reach before it counts as lost."""
+        ...
+
+    async def refusal(self, job: Job) -> str:
+        """Return why a job may not go back in line; empty if it may.
+
+        ``job.lost_at`` names the places that it lost, the last one among them.
+        """
+        ...
+
+    async def renew(self, lease: Lease, until: datetime) -> Lease:
+        """See `Leasing.renew`."""
         ...
 
 

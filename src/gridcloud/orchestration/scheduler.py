@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 
-from gridcloud.errors import GridcloudError, InvalidSpec
+from gridcloud.errors import GridcloudError
+from gridcloud.model.choice import Constraints, Order, Strategy
 from gridcloud.model.identifiers import new_id
 from gridcloud.model.job import Job, JobSpec, JobState, Outcome
 from gridcloud.model.lease import Lease, LeaseState
-from gridcloud.model.offer import Offer
-from gridcloud.orchestration.driver import InterruptedByStore, JobDriver
-from gridcloud.orchestration.planner import place, plan
+from gridcloud.model.need import Need
+from gridcloud.model.offer import Offer, Plan
+from gridcloud.orchestration.choosing import Choosing
+from gridcloud.orchestration.departure import see_off
+from gridcloud.orchestration.driver import TWICE, InterruptedByStore, JobDriver
+from gridcloud.orchestration.line import Placing
+from gridcloud.orchestration.market import Wish, suitable
 from gridcloud.orchestration.ports import JobKeeper, Leasing, Workplaces
+from gridcloud.settings import JobSettings
 
 log = structlog.get_logger()
 
 _LOOK_AGAIN_AFTER = 5.0
-_SHUN_A_REFUSER_FOR = 5.0
 #: How far down the line is looked at a time; the rest could hardly be placed before these.
 _LOOK_AT_ONCE = 200
 _RUNNING = (JobState.STAGE_IN, JobState.ACTIVE, JobState.STAGE_OUT, JobState.CLEANUP)
@@ -29,20 +36,37 @@ _WAITING = (JobState.NEW, JobState.QUEUED)
 
 class Scheduler:
     """All jobs of one site. Construct, `start`, and `stop` when the site goes down: jobs that
-    run go on without it and are picked up by the next `start`."""
+    run go on without it and are picked up by the next `start`.
+
+    ``settings`` is asked each time they matter. ``measure`` returns the bytes of some inputs on
+    this host (it may block); without it the nearness of data is judged by the distance alone.
+    """
 
     def __init__(
-        self, jobs: JobKeeper, leasing: Leasing, places: Workplaces, *, cancel_grace: float
+        self,
+        jobs: JobKeeper,
+        leasing: Leasing,
+        places: Workplaces,
+        *,
+        cancel_grace: float,
+        settings: Callable[[], JobSettings] = JobSettings,
+        measure: Callable[[Sequence[str]], int] | None = None,
     ) -> None:
         self._jobs = jobs
         self._leasing = leasing
         self._places = places
         self._grace = cancel_grace
+        self._measure = measure
+        self._choosing = Choosing(leasing, settings)
+        #: Called with the need of the first in line that this site's own capacity could serve once
+        #: there is room: what is lent may be recalled for it.
+        self.on_waiting: Callable[[Need], None] = lambda need: None
         self._drivers: dict[str, JobDriver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._placing: set[str] = set()
         self._canceled: set[str] = set()
-        self._shunned: dict[tuple[str | None, str], float] = {}
+        self._recalls: dict[str, tuple[datetime, str]] = {}
+        self._beside: set[asyncio.Task[None]] = set()
         self._told_to_wait: set[str] = set()
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -54,7 +78,7 @@ class Scheduler:
             lease = await self._leasing.find(job.lease_id) if job.lease_id else None
             if lease and lease.state is LeaseState.ACTIVE and lease.machine:
                 await self._jobs.note(job, "found", "found again after the site restarted")
-                self._follow(self._driver(job, lease), lease)
+                self._follow(self._driver(job, lease))
             else:
                 await self._requeue(job, "its lease was not complete when the site stopped")
         self._loop = asyncio.create_task(self._place_for_ever(), name="scheduler")
@@ -62,7 +86,7 @@ class Scheduler:
 
     async def stop(self) -> None:
         """Let go of all jobs without ending them."""
-        tasks = [*self._tasks.values(), *([self._loop] if self._loop else [])]
+        tasks = [*self._tasks.values(), *self._beside, *([self._loop] if self._loop else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -74,39 +98,59 @@ class Scheduler:
     async def submit(self, spec: JobSpec) -> list[Job]:
         """Take in a job, or one for each task of an array; return them once they are kept.
 
-        Raises `InvalidSpec` when no offer known now could ever serve the need.
+        Raises `InvalidSpec` when no offer known now could ever serve the need, and for a site or a
+        community that is not known.
         """
-        offers = await self._leasing.offers()
-        known = sorted({offer.site for offer in offers})
-        if spec.site is not None and spec.site not in known:
-            raise InvalidSpec(
-                f"No site called {spec.site!r} is known here.", hint=f"Known: {', '.join(known)}."
-            )
-        judged = plan(spec.need, offers, spec.site)
-        if not judged.winners and not judged.possible_later:
-            raise InvalidSpec(
-                f"Nothing here can ever serve {spec.need}: {judged.explain()}.",
-                hint="Ask for less, add a machine, or join a community that has it.",
-            )
+        await self._choosing.check(spec)
         now = datetime.now(UTC)
         name = new_id()
+        specs: list[tuple[str, int | None, JobSpec]] = [(name, None, spec)]
         if spec.tasks:
-            jobs = [
-                Job(
-                    id=f"{name}.{task}",
-                    array_id=name,
-                    task=task,
-                    spec=spec.for_task(task),
-                    state=JobState.QUEUED,
-                    created_at=now,
-                )
-                for task in spec.tasks
-            ]
-        else:
-            jobs = [Job(id=name, spec=spec, state=JobState.QUEUED, created_at=now)]
+            specs = [(f"{name}.{task}", task, spec.for_task(task)) for task in spec.tasks]
+        sizes = await self._sizes([each for _, _, each in specs])
+        jobs = [
+            Job(
+                id=job_id,
+                array_id=name if spec.tasks else None,
+                task=task,
+                spec=each,
+                state=JobState.QUEUED,
+                created_at=now,
+                input_bytes=sizes.get(each.inputs, 0),
+            )
+            for job_id, task, each in specs
+        ]
         await self._jobs.add(jobs, "submitted")
         self._wake.set()
         return jobs
+
+    async def plan(
+        self,
+        need: Need,
+        site: str | None = None,
+        constraints: Constraints | None = None,
+        strategy: Strategy | None = None,
+        *,
+        most: int | None = None,
+    ) -> Plan:
+        """Judge the offers known now as for a job; changes nothing.
+
+        Raises `InvalidSpec` for a site or a community that is not known.
+        """
+        return await self._choosing.plan(need, site, constraints, strategy, most=most)
+
+    def recalled(self, lease_id: str, until: datetime, reason: str) -> None:
+        """Take note that an owner ends a lease early; its job goes back in line at that time,
+        unless it has ended by then. Idempotent; a lease of no job here is passed over."""
+        driver = next((d for d in self._drivers.values() if d.lease.id == lease_id), None)
+        if driver is None:
+            if self._placing:  # it may be the lease that one of these is just being granted
+                self._recalls[lease_id] = (until, reason)
+            return
+        driver.recall(until, reason)
+        job, end = driver.job, f"{until:%Y-%m-%d %H:%M:%S} UTC"
+        event = f"{job.site} recalls its machine: {reason.rstrip('.')}. The job has until {end}."
+        self._start_beside(self._note(job, "recall", event))
 
     async def cancel(self, job_id: str) -> list[Job]:
         """Ask for a job, or all tasks of an array, to end. Idempotent; ended jobs stay."""
@@ -162,27 +206,33 @@ class Scheduler:
 
     async def _place_once(self) -> None:
         busy = self._placing | self._drivers.keys()
-        line = await self._jobs.listed(_WAITING, first=_LOOK_AT_ONCE + len(busy))
+        most = _LOOK_AT_ONCE + len(busy)
+        if self._choosing.order is Order.LIFO:
+            line = await self._jobs.listed(_WAITING, latest=most)
+        else:
+            line = await self._jobs.listed(_WAITING, first=most)
         queued = [job for job in line if job.id not in busy]
         if not queued:
             return
-        now = asyncio.get_running_loop().time()
-        offers = [
-            offer.model_copy(update={"problem": "refused a moment ago"})
-            if self._shunned.get((offer.peer, offer.provider), 0.0) > now
-            else offer
-            for offer in await self._leasing.offers()
-        ]
-        matches, waiting = place(queued, offers)
-        for job, offer in matches:
+        untold = {job.id for job in queued} - self._told_to_wait
+        placing = await self._choosing.place(queued, untold)
+        for job, offer in placing.placed:
             try:
                 await self._take(job, offer)
             except GridcloudError as error:
                 log.error("job not placed; will try again", job=job.id, error=str(error))
-        for job, judged in waiting:
-            if job.id not in self._told_to_wait:
+        for job in placing.waiting:
+            if why := placing.reasons.get(job.id):
                 self._told_to_wait.add(job.id)
-                await self._jobs.note(job, "QUEUED", f"waiting: {judged.explain()}")
+                await self._jobs.note(job, "QUEUED", f"waiting: {why}")
+        self._ask_for_room(placing)
+
+    def _ask_for_room(self, placing: Placing) -> None:
+        own = [row for row in placing.market.rows if not row.foreign]
+        for job in placing.waiting:
+            if suitable(own, Wish.of(job, placing.strategy)):
+                return self.on_waiting(job.spec.need)
+        return None
 
     async def _take(self, job: Job, offer: Offer) -> None:
         """Write the intent, which takes the capacity at once; the rest goes on beside us."""
@@ -190,7 +240,9 @@ class Scheduler:
         self._told_to_wait.discard(job.id)
         try:
             job = await self._jobs.get(job.id)
-            if job.state.final:  # canceled since the line was read
+            if job.cancel_requested and not job.state.final:
+                await self._end(job, Outcome(reason="canceled"), "canceled before it began")
+            if job.cancel_requested or job.state.final:  # canceled since the line was read
                 self._placing.discard(job.id)
                 return
             # The attempt is counted first: its number is part of what the lease is asked for by.
@@ -228,12 +280,15 @@ class Scheduler:
             self._placing.discard(job.id)
             self._tasks.pop(job.id, None)
             self._wake.set()
-        self._follow(driver, lease)
+        if recall := self._recalls.pop(lease.id, None):
+            self.recalled(lease.id, *recall)
+        if not self._placing:
+            self._recalls.clear()
+        self._follow(driver)
 
     async def _refused(self, job: Job, lease: Lease, offer: Offer, error: GridcloudError) -> None:
-        loop = asyncio.get_running_loop()
-        self._shunned[(offer.peer, offer.provider)] = loop.time() + _SHUN_A_REFUSER_FOR
-        loop.call_later(_SHUN_A_REFUSER_FOR, self._wake.set)
+        seconds = self._choosing.shun(offer)
+        asyncio.get_running_loop().call_later(seconds, self._wake.set)
         await self._leasing.release(lease, str(error))
         job = job.model_copy(update={"lease_id": None, "site": None, "provider": None})
         await self._jobs.save(job, f"refused by {offer.place}: {error}")
@@ -242,21 +297,25 @@ class Scheduler:
 
     def _driver(self, job: Job, lease: Lease) -> JobDriver:
         place = self._places.open(job, lease)
-        driver = JobDriver(job, lease, place, self._jobs, cancel_grace=self._grace)
+        driver = JobDriver(
+            job, lease, place, self._jobs, cancel_grace=self._grace, recourse=self._choosing
+        )
         self._drivers[job.id] = driver
         return driver
 
-    def _follow(self, driver: JobDriver, lease: Lease) -> None:
+    def _follow(self, driver: JobDriver) -> None:
         job_id = driver.job.id
-        self._tasks[job_id] = asyncio.create_task(self._run(driver, lease), name=f"job {job_id}")
+        self._tasks[job_id] = asyncio.create_task(self._run(driver), name=f"job {job_id}")
 
-    async def _run(self, driver: JobDriver, lease: Lease) -> None:
+    async def _run(self, driver: JobDriver) -> None:
         job_id = driver.job.id
         while True:
             try:
                 await driver.drive()
+                if driver.left:
+                    return await self._back_in_line(driver)
                 if driver.tidied:  # else the reconciler gives it up, once that can be done
-                    await self._leasing.release(lease, f"job {job_id} ended")
+                    await self._leasing.release(driver.lease, f"job {job_id} ended")
                 break
             except (InterruptedByStore, GridcloudError) as error:
                 log.error("job interrupted; will try again", job=job_id, error=str(error))
@@ -270,6 +329,39 @@ class Scheduler:
         self._canceled.discard(job_id)
         self._tell_ended(job_id)
         self._wake.set()
+        return None
+
+    async def _back_in_line(self, driver: JobDriver) -> None:
+        """Let go of a job whose place was lost, and end what may be left there beside that."""
+        job = driver.job
+        # From here on whoever cancels finds no driver; who did so before is heard below.
+        self._drivers.pop(job.id)
+        self._tasks.pop(job.id, None)
+        self._start_beside(see_off(driver, self._leasing, self._jobs))
+        if driver.cancel_asked:
+            self._placing.add(job.id)
+            try:
+                await self._end(job, Outcome(reason="canceled"), "canceled before it began again")
+            finally:
+                self._placing.discard(job.id)
+        self._wake.set()
+
+    def _start_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    async def _note(self, job: Job, kind: str, message: str) -> None:
+        with contextlib.suppress(GridcloudError):  # a remark is not worth more
+            await self._jobs.note(job, kind, message)
+
+    async def _sizes(self, specs: Sequence[JobSpec]) -> dict[tuple[str, ...], int]:
+        """Return the bytes of each distinct set of inputs, where these matter to the choice."""
+        measure, strategy = self._measure, self._choosing.strategy(specs[0])
+        if measure is None or strategy is not Strategy.NEAREST_DATA:
+            return {}
+        distinct = {spec.inputs for spec in specs if spec.inputs}
+        return await asyncio.to_thread(lambda: {paths: measure(paths) for paths in distinct})
 
     async def _fail_by_fault(self, job: Job) -> None:
         if not job.state.final:
@@ -286,6 +378,10 @@ class Scheduler:
             await self._leasing.release(lease, why)
         if job.state is JobState.STAGE_IN:
             await self._jobs.save(job.advanced(JobState.QUEUED, lease_id=None), why)
+        elif job.state is JobState.ACTIVE and not self._choosing.exhausted(job):
+            event = f"{why}. Back in line. {TWICE}"
+            again = {"lease_id": None, "started_at": None, "resubmitted": job.resubmitted + 1}
+            await self._jobs.save(job.advanced(JobState.QUEUED, **again), event)
         else:
             await self._end(job, Outcome(reason="lost", message=why), why)
 

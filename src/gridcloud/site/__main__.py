@@ -11,6 +11,7 @@ import structlog
 
 from gridcloud import settings
 from gridcloud.errors import STATUSES, GridcloudError
+from gridcloud.site.log_lines import Restraint, printable
 
 
 def main() -> None:
@@ -21,9 +22,11 @@ def main() -> None:
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         processors=[
+            Restraint(),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            printable,
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

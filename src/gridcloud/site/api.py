@@ -3,74 +3,17 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import Field
+from fastapi.responses import JSONResponse
 
 from gridcloud import __version__
 from gridcloud.errors import STATUSES, Forbidden, GridcloudError
-from gridcloud.model.api import (
-    CommunityInfo,
-    HostKeys,
-    InvitationInfo,
-    MemberInfo,
-    OffersReply,
-    OffersRequest,
-    Problem,
-    ProviderInfo,
-    SiteInfo,
-    SiteStatus,
-)
-from gridcloud.model.frozen import Frozen
-from gridcloud.model.job import Event, Job, JobSpec, JobState
-from gridcloud.settings import Duration, SiteName
+from gridcloud.model.api import Problem
+from gridcloud.site import routes_grid, routes_site
 from gridcloud.site.site import Site
-
-LONGEST_WAIT_SECONDS = 60.0
-
-
-class NumberedEvent(Event):
-    """An event with its place in the order of all events of the site."""
-
-    number: int
-
-
-class NewProvider(Frozen):
-    """A provider section to be added to the settings."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
-    section: dict[str, Any]
-
-
-class HostKeysRequest(Frozen):
-    """The SSH server whose keys are asked for."""
-
-    host: str
-    port: Annotated[int, Field(ge=1, le=65535)] = 22
-
-
-class NewCommunity(Frozen):
-    """A community to found."""
-
-    name: str
-
-
-class NewInvitation(Frozen):
-    """An invitation to make out."""
-
-    roles: tuple[str, ...] = ("provider", "consumer")
-    valid_for: Duration
-
-
-class JoinRequest(Frozen):
-    """A join code, and the name to be known by (the site's own by default)."""
-
-    code: str
-    site_name: SiteName | None = None
 
 
 def make_app(site: Site, stop: Callable[[], None], token: str | None = None) -> FastAPI:
@@ -86,7 +29,8 @@ def make_app(site: Site, stop: Callable[[], None], token: str | None = None) -> 
     )
     app.state.site = site
     app.state.stop = stop
-    app.include_router(router, prefix="/v1")
+    for routes in (routes_site, routes_grid):
+        app.include_router(routes.router, prefix="/v1")
     app.add_exception_handler(GridcloudError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     return app
@@ -130,158 +74,3 @@ async def _invalid(request: Request, error: Exception) -> Response:
     return JSONResponse(
         problem.model_dump(), status_code=status, media_type="application/problem+json"
     )
-
-
-def _site(request: Request) -> Site:
-    site: Site = request.app.state.site
-    return site
-
-
-TheSite = Annotated[Site, Depends(_site)]
-router = APIRouter()
-
-
-@router.post("/jobs", status_code=201)
-async def submit(site: TheSite, spec: JobSpec) -> list[Job]:
-    """Take in a job, or an array of them."""
-    return await site.submit(spec)
-
-
-@router.get("/jobs")
-async def jobs(
-    site: TheSite,
-    latest: Annotated[int, Query(ge=1, le=100_000)] = 50,
-    state: Annotated[list[JobState] | None, Query()] = None,
-) -> list[Job]:
-    """Return the latest jobs, oldest first."""
-    return await site.jobs.listed(state, latest=latest)
-
-
-@router.get("/jobs/{job_id}")
-async def job(
-    site: TheSite,
-    job_id: str,
-    wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS)] = 0,
-) -> list[Job]:
-    """Return a job, or all tasks of an array; wait up to ``wait`` seconds until they ended."""
-    return await site.scheduler.wait(job_id, wait)
-
-
-@router.post("/jobs/{job_id}/cancel")
-async def cancel(site: TheSite, job_id: str) -> list[Job]:
-    """End a job, or all tasks of an array."""
-    return await site.scheduler.cancel(job_id)
-
-
-@router.get("/jobs/{job_id}/events")
-async def events(site: TheSite, job_id: str, after: int = 0) -> list[NumberedEvent]:
-    """Return what happened to a job, or to all tasks of an array, oldest first."""
-    found = [job.id for job in await site.jobs.resolve(job_id)]
-    return [
-        NumberedEvent(number=number, **event.model_dump())
-        for number, event in await site.jobs.events(found, after)
-    ]
-
-
-@router.get("/jobs/{job_id}/log", response_class=StreamingResponse)
-async def log(
-    site: TheSite,
-    job_id: str,
-    stream: Annotated[str, Query(pattern="^(stdout|stderr)$")] = "stdout",
-    offset: Annotated[int, Query(ge=0)] = 0,
-    *,
-    follow: bool = False,
-) -> StreamingResponse:
-    """Return the raw bytes of one stream from ``offset`` on; with ``follow`` until the job ends."""
-    chunks: AsyncIterator[bytes] = await site.log(job_id, stream, offset, follow=follow)
-    return StreamingResponse(chunks, media_type="application/octet-stream")
-
-
-@router.post("/offers")
-async def offers(site: TheSite, request: OffersRequest) -> OffersReply:
-    """Judge all offers for a need; changes nothing."""
-    return OffersReply(need=request.need, plan=await site.plan(request.need, request.site))
-
-
-@router.get("/status")
-async def status(site: TheSite) -> SiteStatus:
-    """Return how the site fares."""
-    return await site.status()
-
-
-@router.get("/site")
-async def info(site: TheSite) -> SiteInfo:
-    """Return the site's identity."""
-    return await site.info()
-
-
-@router.post("/stop", status_code=202)
-async def stop(request: Request) -> None:
-    """Stop the site's daemon. Jobs go on and are found again at the next start."""
-    request.app.state.stop()
-
-
-@router.get("/providers")
-async def providers(site: TheSite) -> list[ProviderInfo]:
-    """Return the sources of capacity."""
-    return await site.provider_infos()
-
-
-@router.post("/providers", status_code=201)
-async def add_provider(site: TheSite, new: NewProvider) -> ProviderInfo:
-    """Check a provider, then keep it in the settings file."""
-    return await site.add_provider(new.name, new.section)
-
-
-@router.post("/providers/{name}/check")
-async def check_provider(site: TheSite, name: str) -> ProviderInfo:
-    """Prove that a provider works."""
-    return await site.check_provider(name)
-
-
-@router.delete("/providers/{name}", status_code=204)
-async def remove_provider(site: TheSite, name: str) -> None:
-    """Take a provider out of the settings file."""
-    await site.remove_provider(name)
-
-
-@router.post("/host-keys")
-async def host_keys(site: TheSite, request: HostKeysRequest) -> HostKeys:
-    """Return the keys an SSH server shows, for a person to compare."""
-    return await site.host_keys(request.host, request.port)
-
-
-@router.get("/communities")
-async def communities(site: TheSite) -> list[CommunityInfo]:
-    """Return the communities this site belongs to."""
-    return await site.communities()
-
-
-@router.post("/communities", status_code=201)
-async def create_community(site: TheSite, new: NewCommunity) -> CommunityInfo:
-    """Found a community."""
-    return await site.create_community(new.name)
-
-
-@router.post("/communities/join", status_code=201)
-async def join_community(site: TheSite, request: JoinRequest) -> CommunityInfo:
-    """Join by a code."""
-    return await site.join_community(request.code, request.site_name)
-
-
-@router.post("/communities/{name}/invitations", status_code=201)
-async def invite(site: TheSite, name: str, new: NewInvitation) -> InvitationInfo:
-    """Make out a one-time join code."""
-    return await site.invite(name, new.roles, new.valid_for)
-
-
-@router.get("/communities/{name}/members")
-async def members(site: TheSite, name: str) -> list[MemberInfo]:
-    """Return the members, as last seen."""
-    return await site.members(name)
-
-
-@router.delete("/communities/{name}", status_code=204)
-async def leave_community(site: TheSite, name: str) -> None:
-    """Leave a community."""
-    await site.leave_community(name)

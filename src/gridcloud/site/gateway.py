@@ -15,10 +15,11 @@ import contextlib
 import os
 import re
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import asyncssh
 
@@ -125,25 +126,7 @@ class Gateway:
                 lambda: _Connection(self),
                 self._host,
                 self.port,
-                server_host_keys=[self._host_key],
-                server_version="gridcloud",
-                config=None,
-                encoding=None,
-                login_timeout=LOGIN_SECONDS,
-                keepalive_interval=15,
-                keepalive_count_max=3,
-                window=_WINDOW_BYTES,
-                compression_algs=["none"],
-                password_auth=False,
-                kbdint_auth=False,
-                host_based_auth=False,
-                gss_kex=False,
-                gss_auth=False,
-                allow_pty=False,
-                line_editor=False,
-                agent_forwarding=False,
-                x11_forwarding=False,
-                allow_scp=False,
+                **self._options(),
             )
         except OSError as error:
             raise Unavailable(
@@ -152,6 +135,31 @@ class Gateway:
             ) from error
         self.port = self._acceptor.get_port()
         return self.port
+
+    async def serve(self, link: socket.socket, admits: Callable[[str], bool]) -> None:
+        """Serve one client over a connected socket, which is taken over, until it is gone.
+
+        It may log in to leases that ``admits`` says, of those that live. Such clients are not
+        counted among the pending ones: the caller knows them, and bounds how many there are.
+        """
+        if self._acceptor is None:
+            link.close()
+            return
+        try:
+            connection = await asyncssh.run_server(
+                link,
+                server_factory=lambda: _Connection(self, admits),
+                **self._options(),
+            )
+        except BaseException as error:  # whatever it was: it may not have been taken over yet
+            link.close()
+            if isinstance(error, OSError | asyncssh.Error):
+                return
+            raise
+        try:
+            await connection.wait_closed()
+        finally:
+            connection.abort()
 
     async def close(self) -> None:
         """Stop listening, cut all connections and wait for what ran over them. Idempotent."""
@@ -191,6 +199,29 @@ class Gateway:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _options(self) -> dict[str, Any]:
+        return {
+            "server_host_keys": [self._host_key],
+            "server_version": "gridcloud",
+            "config": None,
+            "encoding": None,
+            "login_timeout": LOGIN_SECONDS,
+            "keepalive_interval": 15,
+            "keepalive_count_max": 3,
+            "window": _WINDOW_BYTES,
+            "compression_algs": ["none"],
+            "password_auth": False,
+            "kbdint_auth": False,
+            "host_based_auth": False,
+            "gss_kex": False,
+            "gss_auth": False,
+            "allow_pty": False,
+            "line_editor": False,
+            "agent_forwarding": False,
+            "x11_forwarding": False,
+            "allow_scp": False,
+        }
+
     async def _end(self, connections: list[_Connection]) -> None:
         tasks = [task for connection in connections for task in connection.tasks]
         for connection in connections:
@@ -202,8 +233,9 @@ class Gateway:
 class _Connection(asyncssh.SSHServer):
     """One client: pending until authenticated, then bound to one lease."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, admits: Callable[[str], bool] | None = None) -> None:
         self.gateway = gateway
+        self._admits = admits
         self._connection: asyncssh.SSHServerConnection | None = None
         self._pending = False
         self._timer: asyncio.TimerHandle | None = None
@@ -214,6 +246,8 @@ class _Connection(asyncssh.SSHServer):
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
         self.gateway.standing.add(self)
+        if self._admits is not None:
+            return
         if self.gateway.pending >= PENDING_LOGINS_LIMIT:
             conn.abort()
             return
@@ -230,7 +264,8 @@ class _Connection(asyncssh.SSHServer):
     def begin_auth(self, username: str) -> bool:
         # The line demands the principal, where asyncssh by itself would take a certificate that
         # names nobody for one that is good for everybody. An unknown lease is not told apart.
-        if self._connection is not None and self.gateway.live(username) is not None:
+        admitted = self._admits is None or self._admits(username)
+        if admitted and self._connection is not None and self.gateway.live(username) is not None:
             line = self.gateway.user_ca.trusted_line(username)
             self._connection.set_authorized_keys(asyncssh.import_authorized_keys(line))
         return True

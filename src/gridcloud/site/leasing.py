@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 
 import structlog
 
@@ -24,7 +24,6 @@ from gridcloud.site.peers import Peers
 from gridcloud.store.leases import LeaseStore
 
 log = structlog.get_logger()
-_OFFER_FRESH_FOR = timedelta(seconds=10)
 
 
 class SiteLeasing:
@@ -36,18 +35,20 @@ class SiteLeasing:
         providers: Mapping[str, Provider],
         leases: LeaseStore,
         peers: Peers,
+        country: Callable[[], str | None],
     ) -> None:
         self._site_name = site_name
         self._providers = providers
         self._leases = leases
         self._peers = peers
+        self._country = country
         self._giving_back: dict[str, asyncio.Task[None]] = {}
 
     async def offers(self) -> list[Offer]:
         """Return the site's own offers and, of peers, those known now."""
         live = await self._leases.live()
         own = [await self._own_offer(provider, live) for provider in self._providers.values()]
-        return own + await self._peers.offers(live, max_age=_OFFER_FRESH_FOR)
+        return own + await self._peers.offers(live)
 
     async def intend(self, job: Job, offer: Offer) -> Lease:
         """See `Leasing`."""
@@ -80,6 +81,12 @@ class SiteLeasing:
     async def find(self, lease_id: str) -> Lease | None:
         """See `Leasing`."""
         return await self._leases.find(lease_id)
+
+    async def renew(self, lease: Lease, until: datetime) -> Lease:
+        """See `Leasing`."""
+        renewed = await self._peers.renew(lease, until)
+        await self._leases.save(renewed)
+        return renewed
 
     async def release(self, lease: Lease, reason: str) -> None:
         """See `Leasing`. A loan is given back beside this, and counts as borrowed until then."""
@@ -134,4 +141,6 @@ class SiteLeasing:
             known=capacity.known,
             isolation=capacity.isolation,
             problem=capacity.problem,
+            country=self._country() or "",
+            kind=provider.kind,
         )

@@ -26,7 +26,7 @@ class Logs:
 
     def files(self, job: Job) -> LogFiles:
         """Return where output that comes over a connection is appended; makes the folder."""
-        folder = self._folder / job.id
+        folder = self._folder / job.folder_name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return LogFiles(stdout=folder / "stdout", stderr=folder / "stderr")
 
@@ -40,7 +40,7 @@ class Logs:
     def path(self, job: Job, stream: str) -> Path | None:
         """Return where the stream's bytes are now; None while there are none."""
         running = self._job_folder / job.folder_name / stream
-        kept = self._folder / job.id / stream
+        kept = self._folder / job.folder_name / stream
         return next((path for path in (running, kept) if path.exists()), None)
 
     async def follow(
@@ -56,20 +56,25 @@ class Logs:
         """
         end = asyncio.ensure_future(ended)
         file: BinaryIO | None = None
+        attempt = 0
         poll = _FIRST_POLL
         try:
             while True:
                 over = end.done()
-                if file is None and (path := self.path(await current(), stream)):
+                if file is None and (path := self.path(job := await current(), stream)):
                     try:
                         file = path.open("rb")
                     except FileNotFoundError:  # it moved that moment: the job is ending
                         continue
                     file.seek(offset)
+                    attempt = job.attempts
                 data = await asyncio.to_thread(file.read, _CHUNK) if file else b""
                 if data:
                     poll = _FIRST_POLL
                     yield data
+                elif file and (await current()).attempts != attempt:
+                    file.close()  # the place was lost: another attempt prints from the beginning
+                    file, offset = None, 0
                 elif over:
                     return
                 else:

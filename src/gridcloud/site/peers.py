@@ -1,4 +1,7 @@
-"""The site among its peers: the broker, started once there is a community, and what it borrows."""
+"""The site among its peers: the broker, started once there is a community, and what it borrows.
+
+It is over 400 lines since every question about communities passes here on its way to the broker.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,49 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from gridcloud.errors import Forbidden, GridcloudError, InvalidSpec
+from gridcloud import __version__
+from gridcloud.errors import Forbidden, GridcloudError, InvalidSpec, Unavailable
 from gridcloud.grid.broker import Broker
 from gridcloud.grid.communities import read_code
-from gridcloud.grid.offers import PeerOffer
-from gridcloud.model.api import CommunityInfo, InvitationInfo, MemberInfo
+from gridcloud.grid.identity import short
+from gridcloud.grid.messages import ReceiptReply
+from gridcloud.grid.offers import NOT_YET, PeerOffer
+from gridcloud.grid.papers import LeaseGrant, Offered
+from gridcloud.grid.transport import ByteStream
+from gridcloud.model.api import (
+    CommunityInfo,
+    GridSite,
+    InvitationInfo,
+    LeftInfo,
+    MemberInfo,
+    RequestInfo,
+)
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
 from gridcloud.model.need import Resources
 from gridcloud.model.offer import Offer
-from gridcloud.settings import SiteSettings
+from gridcloud.site import entrance
 from gridcloud.site.keyring import Keyring
 from gridcloud.site.lending import Lending
+from gridcloud.site.live_settings import LiveSettings
+from gridcloud.site.offered import PeerOffers
 from gridcloud.site.ports import Ports, parse_address
+from gridcloud.site.tenancy import Tenancy
 from gridcloud.store.papers import PaperStore
+
+if TYPE_CHECKING:
+    from gridcloud.grid.overlay import OverlayTransport
 
 log = structlog.get_logger()
 _REFRESH_TIMEOUT = 2.0
 #: By how much a lease may end after the longest time offered.
 _CLOCKS_AND_STAGING = timedelta(minutes=15)
 _FIRST_RETRY, _LAST_RETRY = 2.0, 60.0
+#: After what time a site that waits for approval first asks again.
+_FIRST_ASK = 3.0
 #: How long a loan that was asked for, but never answered, is given back.
 _UNANSWERED_FOR = timedelta(minutes=10)
 #: Peers' capacity stands under this name: what is behind it is the owner's affair.
@@ -44,33 +67,35 @@ class Peers:
 
     def __init__(
         self,
-        settings: SiteSettings,
+        live: LiveSettings,
         keyring: Keyring,
         papers: PaperStore,
         lending: Lending,
+        tenancy: Tenancy,
         ports: Ports,
     ) -> None:
-        self._settings = settings
+        self._live = live
         self._keyring = keyring
         self._papers = papers
         self._lending = lending
+        self._tenancy = tenancy
         self._ports = ports
         self._broker: Broker | None = None
+        self._transport: OverlayTransport | None = None
         self._starting = asyncio.Lock()
-        self._refreshing: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._given_back: deque[tuple[datetime, Lease]] = deque(maxlen=1000)
+        self._offers = PeerOffers(_offer)
         #: Called when something new was learned of what peers offer.
         self.on_change: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Begin to answer peers if the site is in a community, and tell them where it is now."""
         communities = await self._papers.communities()
-        if not communities:
+        if not communities and not await self._papers.read_all("waiting"):
             return
-        broker = await self._started()
-        for community in communities:
-            self._in_background(broker.refresh_members(community))
+        self._keep_asking(await self._started())
 
     async def stop(self) -> None:
         """Stop to answer."""
@@ -85,32 +110,36 @@ class Peers:
         """Return where peers may reach this site; empty while it is in no community."""
         return self._broker.address().addresses if self._broker else ()
 
+    async def open_stream(self, peer: str, service: str, timeout: float) -> ByteStream:
+        """Open a stream to a member; see `gridcloud.grid.transport.Streams`.
+
+        Raises `Unavailable` as well for a peer that is no member of a community of this site.
+        """
+        there = self._broker.address_of(peer) if self._broker else None
+        if there is None or self._transport is None:
+            raise Unavailable(f"{short(peer)} is in no community with this site.")
+        return await self._transport.open_stream(there, service, timeout)
+
     def lease_id(self, request_id: str) -> str:
         """Return the id that the lease of a request will have."""
         assert self._broker
         return self._broker.lease_id(request_id)
 
-    async def offers(self, live: Iterable[Lease], *, max_age: timedelta) -> list[Offer]:
+    async def offers(self, live: Iterable[Lease]) -> list[Offer]:
         """Return what peers offer, less what this site borrowed since they said so.
 
-        Looks into the cache; peers are asked anew beside that when it is older than ``max_age``,
-        and waited for only when nothing is known yet.
+        Nobody is asked: peers tell by themselves when their offers change.
         """
         if self._broker is None:
             return []
         known = await self._broker.offers()
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = self._in_background(self._refresh(self._broker, max_age))
-        if not known:
-            await asyncio.wait({self._refreshing}, timeout=_REFRESH_TIMEOUT * 1.5)
-            known = await self._broker.offers()
         borrowed = [lease for lease in live if lease.role is LeaseRole.BORROWED]
-        return [_offer(peer, borrowed, self._given_back) for peer in known]
+        return self._offers.listed(known, borrowed, self._given_back)
 
     async def refresh(self) -> None:
         """Ask peers for their offers, now."""
         if self._broker:
-            await self._refresh(self._broker, timedelta(0))
+            await self._broker.refresh_offers(_REFRESH_TIMEOUT, timedelta(0))
 
     async def borrow(self, lease: Lease, offer: Offer) -> Lease:
         """Ask the owner for the intended lease; return it active. Idempotent."""
@@ -127,6 +156,9 @@ class Peers:
         longest = (offer.max_time or timedelta(0)) + _CLOCKS_AND_STAGING
         if grant.ends_at > datetime.now(UTC) + longest:
             raise Forbidden(f"{offer.site} granted a lease for longer than it offered.")
+        if grant.prices != offer.prices:
+            raise Forbidden(f"{offer.site} granted a lease at another price than it offered.")
+        await self._tenancy.granted(grant)
         self._keyring.put_certificate(lease.id, grant.certificate)
         machine = Machine(
             lease_id=lease.id, provider=lease.provider, folder=grant.folder, endpoint=grant.endpoint
@@ -135,10 +167,21 @@ class Peers:
             update={"state": LeaseState.ACTIVE, "machine": machine, "ends_at": grant.ends_at}
         )
 
+    async def renew(self, lease: Lease, until: datetime) -> Lease:
+        """Ask the owner that a loan end no earlier than ``until``; return it as it is then."""
+        assert self._broker and lease.peer and lease.community
+        grant = await self._broker.renew_lease(lease.peer, lease.community, lease.id, until)
+        if grant.ends_at > until + _CLOCKS_AND_STAGING:
+            raise Forbidden("Its owner lengthened the lease by more than was asked for.")
+        await self._tenancy.granted(grant)
+        self._keyring.put_certificate(lease.id, grant.certificate)
+        return lease.model_copy(update={"ends_at": grant.ends_at})
+
     async def give_back(self, lease: Lease) -> None:
         """Give a loan back; if its owner cannot be reached, try until it has ended by itself."""
         pause = _FIRST_RETRY
         while self._broker and lease.peer and lease.community:
+            await self._tenancy.giving_back(lease.id)
             try:
                 await self._broker.release_lease(lease.peer, lease.community, lease.id)
                 self._given_back.append((datetime.now(UTC), lease))
@@ -153,25 +196,57 @@ class Peers:
             pause = min(pause * 2, _LAST_RETRY)
         self._keyring.forget_loan(lease.id)
 
+    def offer_changed(self) -> None:
+        """Tell peers soon what this site offers by now."""
+        if self._broker:
+            self._broker.offer_changed()
+
+    async def recall(self, grant: LeaseGrant, reason: str) -> None:
+        """Tell a borrower that its lease ends earlier; ``grant`` is made out anew. Idempotent."""
+        if self._broker is None:
+            raise Unavailable("No peer can be told: this site is in no community.")
+        await self._broker.recall_lease(grant, reason)
+
+    async def show_receipt(self, borrower: str, community: str, receipt: str) -> ReceiptReply:
+        """Ask the borrower of a loan that has ended to countersign its receipt. Idempotent."""
+        if self._broker is None:
+            raise Unavailable("No peer can be asked: this site is in no community.")
+        return await self._broker.show_receipt(borrower, community, receipt)
+
+    async def is_member(self, community: str, key: str) -> bool:
+        """Return whether a site is a member of a community, as far as is known here."""
+        return self._broker is not None and await self._broker.is_member(community, key)
+
     async def communities(self) -> list[CommunityInfo]:
-        """Return the communities this site is in."""
+        """Return the communities this site is in, or asks to be admitted to."""
         return await self._broker.communities() if self._broker else []
 
     async def create_community(self, name: str) -> CommunityInfo:
         """Found a community."""
-        return await (await self._started()).create_community(name, self._settings.name)
+        return await (await self._started()).create_community(name, self._live.current.name)
 
     async def invite(
-        self, community: str, roles: Iterable[str], valid_for: timedelta
+        self,
+        community: str,
+        roles: Iterable[str],
+        valid_for: timedelta,
+        *,
+        approve: bool,
+        uses: int,
     ) -> InvitationInfo:
         """Make out a join code."""
-        return await (await self._started()).invite(community, roles, valid_for)
+        broker = await self._started()
+        return await broker.invite(community, roles, valid_for, approve=approve, uses=uses)
 
-    async def join(self, code: str, site_name: str) -> CommunityInfo:
-        """Join by a code."""
+    async def join(self, code: str, site_name: str | None = None) -> CommunityInfo:
+        """Join by a code, under the site's own name unless another is given; or ask to, and go on
+        asking until that is decided."""
         self._check_reach(code)
         broker = await self._started()
-        joined = await broker.join(code, site_name)
+        joined = await broker.join(code, site_name or self._live.current.name)
+        if joined.waiting:
+            self._keep_asking(broker)
+            return joined
         self._in_background(broker.refresh_offers(_REFRESH_TIMEOUT, timedelta(0)))
         return joined
 
@@ -181,14 +256,57 @@ class Peers:
         await broker.refresh_members(community)
         return await broker.members(community)
 
-    async def leave(self, community: str) -> None:
-        """Leave a community."""
-        await (await self._started()).leave(community)
+    async def grid(self, community: str | None) -> list[GridSite]:
+        """Return the sites of one community, or of all, and what they lend; nobody is asked."""
+        if self._broker is None:
+            return []
+        offers = {
+            (offer.community, offer.address.key): offer for offer in await self._broker.offers()
+        }
+        known = [found.id for found in await self._broker.communities() if not found.waiting]
+        found = []
+        for each in known if community is None else [community]:
+            for member in await self._broker.members(each):
+                if member.myself:
+                    offered, problem = await self._lending.digest(member.community), ""
+                else:
+                    offer = offers.get((member.community, member.key))
+                    digest = offer.digest if offer else None
+                    offered = digest.offered if digest else None
+                    problem = offer.problem if offer else ""
+                found.append(_grid_site(member, offered, problem))
+        return found
+
+    async def leave(self, community: str) -> LeftInfo:
+        """Leave a community, or ask no more to be admitted."""
+        return await (await self._started()).leave(community)
+
+    async def requests(self, community: str) -> list[RequestInfo]:
+        """Return who asks this site to be admitted."""
+        return await (await self._started()).requests(community)
+
+    async def approve(self, community: str, site: str) -> MemberInfo:
+        """Admit a site that asks."""
+        return await (await self._started()).approve(community, site)
+
+    async def refuse(self, community: str, site: str) -> str:
+        """Refuse a site that asks; return its key."""
+        return await (await self._started()).refuse(community, site)
+
+    async def change_roles(
+        self, community: str, site: str, add: Iterable[str], drop: Iterable[str]
+    ) -> MemberInfo:
+        """Give a member roles, or take some away."""
+        return await (await self._started()).change_roles(community, site, add, drop)
+
+    async def remove(self, community: str, site: str, reason: str) -> str:
+        """Remove a member for good; return its key."""
+        return await (await self._started()).remove(community, site, reason)
 
     def _check_reach(self, code: str) -> None:
         """Say at once what would otherwise be a time-out: loopback cannot reach another host."""
         _, invitation = read_code(code, datetime.now(UTC))
-        host, _ = parse_address(self._settings.grid.listen)
+        host, _ = parse_address(self._live.current.grid.listen)
         there = [parse_address(address)[0] for address in invitation.addresses]
         if _is_loopback(host) and there and not any(map(_is_loopback, there)):
             raise InvalidSpec(
@@ -200,24 +318,52 @@ class Peers:
         async with self._starting:
             if self._broker is None:
                 # Imported when there is somebody to talk to: it is 19 MB.
-                from gridcloud.grid.iroh_transport import IrohTransport  # noqa: PLC0415
+                from gridcloud.grid.overlay import OverlayTransport  # noqa: PLC0415
 
-                grid = self._settings.grid
-                host, port = parse_address(grid.listen)
-                port = self._ports.choose("grid", host, port, socket.SOCK_DGRAM)
-                shown = f"[{host}]" if ":" in host else host
+                grid = self._live.current.grid
                 identity = self._keyring.identity
-                transport = IrohTransport(identity, f"{shown}:{port}", grid.advertise)
-                broker = Broker(identity, transport, self._papers, self._lending)
+                transport = OverlayTransport(
+                    identity,
+                    self._listen("grid", grid.listen, socket.SOCK_DGRAM),
+                    grid.advertise,
+                    self._listen("grid-tls", grid.tls_listen, socket.SOCK_STREAM),
+                    grid.tls_advertise,
+                    grid.iroh_relays,
+                )
+                broker = Broker(identity, transport, self._papers, self._lending, self._tenancy)
+                broker.on_change(self.on_change)
+                transport.serve(entrance.SERVICE, self._lending.guests.entrance.accept)
+                self._tell_what_is_relayed(transport, broker)
                 await broker.start()
-                self._broker = broker
+                self._transport, self._broker = transport, broker
+                self._live.listeners.append(
+                    lambda _before: self._tell_what_is_relayed(transport, broker)
+                )
             return self._broker
 
-    async def _refresh(self, broker: Broker, max_age: timedelta) -> None:
-        before = await broker.offers()
-        await broker.refresh_offers(_REFRESH_TIMEOUT, max_age)
-        if await broker.offers() != before:
-            self.on_change()
+    def _tell_what_is_relayed(self, transport: OverlayTransport, broker: Broker) -> None:
+        grid = self._live.current.grid
+        broker.describe(__version__, relays=grid.relay)
+        transport.settle(broker.neighbourhood(grid.relay_rate))
+
+    def _listen(self, purpose: str, address: str, kind: socket.SocketKind) -> str | None:
+        """Return the address to listen on, with a port that stays; None if there is none."""
+        if not address:
+            return None
+        host, port = parse_address(address)
+        port = self._ports.choose(purpose, host, port, kind)
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _keep_asking(self, broker: Broker) -> None:
+        if self._asking is None or self._asking.done():
+            self._asking = self._in_background(self._ask_until_admitted(broker))
+
+    async def _ask_until_admitted(self, broker: Broker) -> None:
+        pause = _FIRST_ASK
+        while await broker.waits():
+            await asyncio.sleep(pause)
+            await broker.ask_again()
+            pause = min(pause * 1.5, _LAST_RETRY)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(_noted(work))
@@ -248,8 +394,8 @@ def _offer(
             community=peer.community,
             capacity=nothing,
             free=nothing,
-            known=not peer.problem.startswith("unreachable"),
-            problem=peer.problem or "has said nothing yet",
+            known=not peer.problem.startswith(("unreachable", NOT_YET)),
+            problem=peer.problem,
         )
     offered, free = digest.offered, digest.offered.free
     for lease in borrowed:
@@ -269,7 +415,22 @@ def _offer(
         isolation=offered.isolation,
         network=offered.network,
         problem=peer.problem,
+        country=offered.country,
+        kind=offered.provider,
+        prices=offered.prices,
+        latency_seconds=peer.latency_seconds,
+        preemptible=None
+        if offered.notice_seconds is None
+        else timedelta(seconds=offered.notice_seconds),
     )
+
+
+def _grid_site(member: MemberInfo, offered: Offered | None, problem: str) -> GridSite:
+    lent: dict[str, Any] = {}
+    if offered is not None:
+        lent = {name: getattr(offered, name) for name in ("capacity", "free", "prices", "country")}
+    said = "" if problem == member.problem else problem
+    return GridSite(**member.model_dump(), **lent, offer_problem=said)
 
 
 def _is_loopback(host: str) -> bool:

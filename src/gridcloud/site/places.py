@@ -63,7 +63,8 @@ class Place:
             time_limit_seconds=limit,
             grace_seconds=GRACE_AT_LIMITS,
             outputs=spec.outputs,
-            ends_at_epoch=lease.ends_at.timestamp() if lease.ends_at else None,
+            # Without a limit of its own the lease may be lengthened; its owner ends it in the end.
+            ends_at_epoch=lease.ends_at.timestamp() if lease.ends_at and limit else None,
         )
         ending = await self._executor.run(self._name, launch, self._logs.files(job), started)
         self._over = True

@@ -17,16 +17,26 @@ from gridcloud.executors.shells import SSHShell
 from gridcloud.model.lease import Endpoint, Lease, LeaseRole
 from gridcloud.providers.base import MachineFacts, Provider
 from gridcloud.site.keyring import Keyring
+from gridcloud.site.ways import Overlay, Ways
 
 _FACTS = tuple(MachineFacts.model_fields)
 
 
 class Reaching:
-    """Makes SSH sessions for leases. Nothing is contacted until a session is used."""
+    """Makes SSH sessions for leases. Nothing is contacted until a session is used.
 
-    def __init__(self, keyring: Keyring, providers: Mapping[str, Provider]) -> None:
+    Without an ``overlay`` what is borrowed is reached straight at its address only.
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        providers: Mapping[str, Provider],
+        overlay: Overlay | None = None,
+    ) -> None:
         self._keyring = keyring
         self._providers = providers
+        self._ways = Ways(overlay) if overlay else None
 
     def session(self, lease: Lease) -> SSHSession:
         """Return a session to the lease's machine."""
@@ -34,10 +44,15 @@ class Reaching:
         assert machine and machine.endpoint
         endpoint = machine.endpoint
         if lease.role is LeaseRole.BORROWED:
+            lender = lease.peer
+            assert lender
 
             async def dial() -> asyncssh.SSHClientConnection:
                 key, certificate = self._keyring.loan_login(lease.id)
-                return await connect(endpoint, Credentials(key=key, certificate=certificate))
+                credentials = Credentials(key=key, certificate=certificate)
+                if self._ways is None:
+                    return await connect(endpoint, credentials)
+                return await self._ways.connect(lender, endpoint, credentials)
 
             return SSHSession(dial)
         return self._own_session(endpoint, lambda: self._identity(lease.provider))
@@ -56,6 +71,11 @@ class Reaching:
                 f"{endpoint.host} describes itself in a way that makes no sense: {facts!r}.",
                 hint="Check what python3 is there.",
             ) from error
+
+    async def close(self) -> None:
+        """Let go of what still leads to lenders; the sessions are closed before."""
+        if self._ways is not None:
+            await self._ways.close()
 
     def _own_session(self, endpoint: Endpoint, identity: Callable[[], Path | None]) -> SSHSession:
         async def dial() -> asyncssh.SSHClientConnection:

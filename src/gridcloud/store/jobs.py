@@ -33,13 +33,17 @@ class JobStore:
 
         await self._database.run(work)
 
-    async def save(self, job: Job, message: str = "") -> None:
+    async def save(self, job: Job, message: str = "", *, held_by: Job | None = None) -> bool:
         """Keep the job's new value; ``message`` becomes an event of its state.
 
-        A job that has ended never changes: a late write to it has no effect.
+        A job that has ended never changes: a late write to it has no effect. With ``held_by`` the
+        same holds for a write in the name of an attempt that is no longer the current one.
+        Return whether the value was kept.
         """
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> bool:
+            if held_by is not None and not _holds(connection, held_by):
+                return False
             changed = connection.execute(
                 update(jobs)
                 .where(jobs.c.id == job.id, jobs.c.state.not_in(_FINAL))
@@ -47,8 +51,13 @@ class JobStore:
             )
             if message and changed.rowcount:
                 _note(connection, [job], message)
+            return bool(changed.rowcount)
 
-        await self._database.run(work)
+        return await self._database.run(work)
+
+    async def holds(self, job: Job) -> bool:
+        """Return whether this is still the job's current attempt, and the job has not ended."""
+        return await self._database.run(lambda connection: _holds(connection, job))
 
     async def request_cancel(self, job_id: str) -> None:
         """Remember that a job is to end, whatever its state is by now. Idempotent."""
@@ -139,6 +148,11 @@ class JobStore:
             ]
 
         return await self._database.run(work)
+
+
+def _holds(connection: Connection, job: Job) -> bool:
+    value = connection.execute(select(jobs.c.value).where(jobs.c.id == job.id)).scalar()
+    return value is not None and Job.model_validate_json(value).held_by(job)
 
 
 def _row(job: Job) -> dict[str, object]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
+
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects.sqlite import insert
 
-from gridcloud.model.lease import Lease, LeaseState
+from gridcloud.model.lease import Lease, LeaseRole, LeaseState
 from gridcloud.store.database import Database
 from gridcloud.store.schema import leases
 
@@ -48,5 +51,23 @@ class LeaseStore:
         def work(connection: Connection) -> list[Lease]:
             query = select(leases.c.value).where(leases.c.state != LeaseState.RELEASED.value)
             return [Lease.model_validate_json(row.value) for row in connection.execute(query)]
+
+        return await self._database.run(work)
+
+    async def ended_since(self, role: LeaseRole, since: datetime) -> list[Lease]:
+        """Return the leases of a role that were over at ``since`` or later."""
+        first = since.astimezone(UTC)
+
+        def work(connection: Connection) -> list[Lease]:
+            query = select(leases.c.value).where(
+                leases.c.role == role.value, leases.c.state == LeaseState.RELEASED.value
+            )
+            # Looked at as plain JSON first: most may be long over.
+            return [
+                Lease.model_validate_json(row.value)
+                for row in connection.execute(query)
+                if (ended := json.loads(row.value).get("ended_at"))
+                and datetime.fromisoformat(ended) >= first
+            ]
 
         return await self._database.run(work)

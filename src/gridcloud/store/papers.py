@@ -1,4 +1,4 @@
-"""Signed documents, kept as they came: communities, members, used invitations, granted leases.
+"""Signed documents, kept as they came: communities and their shelves, invitations used, grants.
 
 Fits `gridcloud.grid.community_store.CommunityStore`, without knowing of it. A write is on disk
 when its method returns.
@@ -6,13 +6,18 @@ when its method returns.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from sqlalchemy import ColumnElement, Connection, delete, select
 from sqlalchemy.dialects.sqlite import insert
 
 from gridcloud.store.database import Database
 from gridcloud.store.schema import papers
 
-_COMMUNITY, _MEMBER, _INVITATION, _GRANT = "community", "member", "invitation", "grant"
+_COMMUNITY, _INVITATION, _GRANT = "community", "invitation", "grant"
+_OF_A_MEMBER = (_COMMUNITY, "member", "revocation", "request", "waiting")
+#: So many documents are written, or named to be removed, by one statement.
+_AT_ONCE = 500
 
 
 class PaperStore:
@@ -32,30 +37,47 @@ class PaperStore:
 
     async def save_community(self, community: str, document: str) -> None:
         """Keep a community's founding document."""
-        await self._put(_COMMUNITY, community, "", document)
+        await self._put([_row(_COMMUNITY, community, "", document)])
 
     async def forget_community(self, community: str) -> None:
-        """Drop a community and its members; used invitations and grants stay known."""
-        gone = papers.c.kind.in_([_COMMUNITY, _MEMBER])
+        """Drop a community and its shelves; used invitations and grants stay known."""
+        gone = papers.c.kind.in_(_OF_A_MEMBER)
         await self._delete(gone & (papers.c.community == community))
 
-    async def members(self, community: str) -> dict[str, tuple[str, str]]:
-        """Return each member's credential and presence document, by its key."""
+    async def read(self, shelf: str, community: str) -> dict[str, tuple[str, str]]:
+        """Return what stands on a shelf: document and note, by subject."""
 
         def work(connection: Connection) -> dict[str, tuple[str, str]]:
-            query = select(papers).where(papers.c.kind == _MEMBER, papers.c.community == community)
+            query = select(papers).where(papers.c.kind == shelf, papers.c.community == community)
             return {row.subject: (row.document, row.note) for row in connection.execute(query)}
 
         return await self._database.run(work)
 
-    async def save_member(self, community: str, key: str, credential: str, presence: str) -> None:
-        """Keep what is known of one member, in place of what was."""
-        await self._put(_MEMBER, community, key, credential, presence)
+    async def read_all(self, shelf: str) -> dict[str, dict[str, tuple[str, str]]]:
+        """Return what stands on a shelf of every community that has one, by community."""
 
-    async def remove_member(self, community: str, key: str) -> None:
-        """Drop a member. Idempotent."""
-        about = (papers.c.community == community) & (papers.c.subject == key)
-        await self._delete((papers.c.kind == _MEMBER) & about)
+        def work(connection: Connection) -> dict[str, dict[str, tuple[str, str]]]:
+            found: dict[str, dict[str, tuple[str, str]]] = {}
+            for row in connection.execute(select(papers).where(papers.c.kind == shelf)):
+                found.setdefault(row.community, {})[row.subject] = (row.document, row.note)
+            return found
+
+        return await self._database.run(work)
+
+    async def save(self, shelf: str, community: str, rows: Mapping[str, tuple[str, str]]) -> None:
+        """Put documents on a shelf, each in place of what was there; all of them or none."""
+        values = [
+            _row(shelf, community, subject, document, note)
+            for subject, (document, note) in rows.items()
+        ]
+        await self._put(values)
+
+    async def remove(self, shelf: str, community: str, subjects: Iterable[str]) -> None:
+        """Take documents from a shelf. Idempotent."""
+        names = list(subjects)
+        about = (papers.c.kind == shelf) & (papers.c.community == community)
+        for start in range(0, len(names), _AT_ONCE):
+            await self._delete(about & papers.c.subject.in_(names[start : start + _AT_ONCE]))
 
     async def use_invitation(self, community: str, secret: str, key: str) -> str:
         """Mark an invitation used by ``key`` unless it was; return who used it first. Atomic."""
@@ -70,7 +92,7 @@ class PaperStore:
 
     async def save_grant(self, community: str, lease_id: str, grant: str) -> None:
         """Keep what was granted, so that a request that comes twice gets the same answer."""
-        await self._put(_GRANT, community, lease_id, grant)
+        await self._put([_row(_GRANT, community, lease_id, grant)])
 
     async def grant(self, lease_id: str) -> str | None:
         """Return what was granted under this id, or None."""
@@ -82,28 +104,32 @@ class PaperStore:
 
         return await self._database.run(work)
 
-    async def _put(
-        self, kind: str, community: str, subject: str, document: str, note: str = ""
-    ) -> None:
-        row = {
-            "kind": kind,
-            "community": community,
-            "subject": subject,
-            "document": document,
-            "note": note,
-        }
-
+    async def _put(self, rows: list[dict[str, str]]) -> None:
         def work(connection: Connection) -> None:
-            connection.execute(
-                insert(papers)
-                .values(row)
-                .on_conflict_do_update(index_elements=["kind", "community", "subject"], set_=row)
-            )
+            for start in range(0, len(rows), _AT_ONCE):
+                new = insert(papers).values(rows[start : start + _AT_ONCE])
+                changed = {"document": new.excluded.document, "note": new.excluded.note}
+                connection.execute(
+                    new.on_conflict_do_update(
+                        index_elements=["kind", "community", "subject"], set_=changed
+                    )
+                )
 
-        await self._database.run(work)
+        if rows:
+            await self._database.run(work)
 
     async def _delete(self, which: ColumnElement[bool]) -> None:
         def work(connection: Connection) -> None:
             connection.execute(delete(papers).where(which))
 
         await self._database.run(work)
+
+
+def _row(kind: str, community: str, subject: str, document: str, note: str = "") -> dict[str, str]:
+    return {
+        "kind": kind,
+        "community": community,
+        "subject": subject,
+        "document": document,
+        "note": note,
+    }

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
 
 #: The newest migration; `migrations/versions` holds it and its forerunners.
-REVISION = "0001"
+REVISION = "0002"
 
 metadata = MetaData()
 
@@ -50,3 +61,106 @@ papers = Table(
     Column("note", Text, nullable=False, default=""),
 )
 Index("papers_by_community", papers.c.kind, papers.c.community)
+
+#: Receipts of what was lent and borrowed, without their texts: sums over all of them stay quick.
+#: Times are seconds since the epoch, ``month`` is that of the end in UTC, as ``2026-05``.
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("row", Integer, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("side", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("community", String, nullable=False),
+    Column("lender", String, nullable=False),
+    Column("borrower", String, nullable=False),
+    Column("site", String, nullable=False),
+    Column("person", String, nullable=False),
+    Column("lease_id", String, nullable=False, index=True),
+    Column("cpus", Integer, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("gpus", Integer, nullable=False),
+    Column("begun", Float, nullable=False),
+    Column("ended", Float, nullable=False, index=True),
+    Column("month", String, nullable=False),
+    Column("cpu_hours", Float, nullable=False),
+    Column("gb_hours", Float, nullable=False),
+    Column("gpu_hours", Float, nullable=False),
+    Column("credits", Float, nullable=False),
+    Column("remark", Text, nullable=False),
+)
+_lent = receipts.c.side == "lent"
+_unsettled = receipts.c.state != "agreed"
+Index("receipts_by_number", receipts.c.lender, receipts.c.community, receipts.c.number)
+#: What makes a loan's receipt be made once, and a number be given once, whatever happens.
+Index(
+    "receipts_once_for_a_loan",
+    receipts.c.lease_id,
+    unique=True,
+    sqlite_where=_lent,
+    postgresql_where=_lent,
+)
+Index(
+    "receipts_once_a_number",
+    receipts.c.community,
+    receipts.c.number,
+    unique=True,
+    sqlite_where=_lent,
+    postgresql_where=_lent,
+)
+Index(
+    "receipts_unsettled",
+    receipts.c.state,
+    receipts.c.borrower,
+    sqlite_where=_unsettled,
+    postgresql_where=_unsettled,
+)
+
+#: The signed texts of receipts.
+receipt_texts = Table(
+    "receipt_texts",
+    metadata,
+    Column("row", Integer, primary_key=True, autoincrement=False),
+    Column("document", Text, nullable=False),
+    Column("countersignature", Text, nullable=False),
+)
+
+#: Sums of agreed receipts by all that a usage table can be grouped by; they only ever grow.
+receipt_sums = Table(
+    "receipt_sums",
+    metadata,
+    Column("side", String, primary_key=True),
+    Column("community", String, primary_key=True),
+    Column("site", String, primary_key=True),
+    Column("person", String, primary_key=True),
+    Column("month", String, primary_key=True),
+    Column("receipts", Integer, nullable=False),
+    Column("cpu_hours", Float, nullable=False),
+    Column("gb_hours", Float, nullable=False),
+    Column("gpu_hours", Float, nullable=False),
+    Column("credits", Float, nullable=False),
+    Column("begun", Float, nullable=False),
+    Column("ended", Float, nullable=False),
+)
+
+#: Credentials that prove the names of who is named in receipts, also once they have left.
+receipt_names = Table(
+    "receipt_names",
+    metadata,
+    Column("community", String, primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("credential", Text, nullable=False),
+)
+
+#: What was borrowed, and whether any receipt came for it.
+borrowed_loans = Table(
+    "borrowed_loans",
+    metadata,
+    Column("lease_id", String, primary_key=True),
+    Column("ended", Float, nullable=False),
+    Column("receipted", Boolean, nullable=False),
+    Column("value", Text, nullable=False),
+)
+Index("borrowed_loans_without_receipt", borrowed_loans.c.receipted, borrowed_loans.c.ended)

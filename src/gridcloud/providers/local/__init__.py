@@ -13,7 +13,7 @@ from pydantic import Field
 
 from gridcloud.errors import GridcloudError, NotFound
 from gridcloud.model.frozen import Frozen
-from gridcloud.model.lease import Lease, LeaseRole, Machine
+from gridcloud.model.lease import Lease, LeaseRole, LoanTerms, Machine
 from gridcloud.model.need import Resources
 from gridcloud.providers.base import Capacity, Lender, Provider, ProviderContext, read_section
 from gridcloud.providers.local import bubblewrap, sandbox
@@ -56,17 +56,23 @@ class LocalProvider(Provider, Lender):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             return Machine(lease_id=lease.id, provider=self.name, folder=str(folder))
         lending = self.context.lending
+        terms = lease.terms or LoanTerms(
+            network=lending.network,
+            software=lending.software,
+            processes=lending.processes,
+            disk_bytes=lending.disk,
+        )
         await sandbox.launch(
             SandboxSpec(
                 lease_id=lease.id,
                 folder=self._folder(lease.id),
                 cpus=lease.need.cpus,
                 memory_bytes=lease.need.memory_bytes,
-                processes=lending.processes,
-                disk_bytes=lending.disk,
+                processes=terms.processes,
+                disk_bytes=terms.disk_bytes,
                 ends_at=lease.ends_at,
-                network=lending.network,
-                software=lending.software,
+                network=terms.network,
+                software=terms.software,
                 hostname="guest",
             )
         )
