@@ -282,15 +282,13 @@ class Victim:
     it is told changes what it knows.
     """
 
-    def __init__(self, **options):
-        self._options = options
-
     def __enter__(self):
         self._runner = asyncio.Runner(loop_factory=VirtualTimeLoop)
         loop = self._runner.get_loop()
         self.clock = loop.clock()
         self.store, self.noted = MemoryCommunityStore(), Noted()
-        transport = MemoryNetwork(1).node(FOUNDER.key)
+        self.network = MemoryNetwork(1)
+        transport = self.network.node(FOUNDER.key)
         self.broker = Broker(
             FOUNDER,
             transport,
@@ -322,6 +320,17 @@ class Victim:
             return await self.broker.handle(who.key, message(self.clock()))
 
         return json.loads(self._runner.run(go()))
+
+    def ask_at_once(self, asked):
+        """Return the replies to (who, message) pairs that all come in one instant."""
+
+        async def go():
+            now = self.clock()
+            return await asyncio.gather(
+                *(self.broker.handle(who.key, said(now)) for who, said in asked)
+            )
+
+        return [json.loads(reply) for reply in self._runner.run(go())]
 
     def run(self, work):
         """Run a coroutine in the victim's time."""
@@ -358,7 +367,7 @@ _NASTY = [
     *_TIMES,
     *(STRANGER.key, EVE.key, COMMUNITY, f"foam.{STRANGER.key}", "300.1.1.1:99999", "[::1]:1"),
 ]
-_DEPTH = 8
+_DEPTH, _LARGE = 8, 5000
 
 
 def nasty(chance):
@@ -398,7 +407,7 @@ def twist(tree, chance):
                 holder[chance.choice(["x", "kind", "alg", "\0", "é"])] = nasty(chance)
             case "swap":
                 holder[name] = json.loads(json.dumps(_at(tree, chance.choice(places))))
-            case "repeat" if isinstance(holder, list):
+            case "repeat" if isinstance(holder, list) and len(json.dumps(holder)) < _LARGE:
                 holder.extend([holder[name]] * chance.choice([1, 63, 1000]))
             case "text" if isinstance(holder[name], str):
                 holder[name] = alter(holder[name], chance)

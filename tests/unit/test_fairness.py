@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gridcloud.errors import NoCapacity
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState
 from gridcloud.model.need import GIB, Need, Resources
+from gridcloud.model.usage import FadingSums
 from gridcloud.orchestration.consumption import Ledger
 from gridcloud.orchestration.fairness import Claims
 from gridcloud.orchestration.lender import Asker, Lender
@@ -32,20 +33,20 @@ class World:
         self.now = START
         self.lending = LendingSettings.model_validate({"enabled": True, "rules": list(rules)})
         self.host = Resources(cpus=cpus, memory_bytes=1024 * GIB)
-        self.half_life = half_life
+        self.lately = FadingSums(half_life)
         self.claims = Claims(**claims)
         self.ledger = Ledger()
         self.live = []
         self.granted = []
+        self.ended = Counter()
 
     def ask(self, site, cpus, length, person="p"):
         """Ask once; return whether it was granted."""
         who, need = asker(site, person), Need(cpus=cpus)
         lender = Lender("uni", self.lending, self.host, tuple(self.live), self.ledger, zone=UTC)
-        usage = self.ledger.recent(self.now, self.half_life)
+        usage = self.lately.sums(self.now)
         for lease in self.live:
-            ran = (self.now - lease.created_at).total_seconds()
-            usage[lease.peer] = usage.get(lease.peer, 0.0) + lease.need.cpus * ran
+            usage[lease.peer] = usage.get(lease.peer, 0.0) + self.cpu_seconds(lease)
         try:
             decide(lender, who, need, self.now)
         except Full:
@@ -78,13 +79,19 @@ class World:
         for lease in [each for each in self.live if each.expired(self.now)]:
             self.live.remove(lease)
             self.ledger.add(lease.released("its end has come", self.now))
+            self.ended[lease.peer] += self.cpu_seconds(lease)
+            self.lately.add(lease.peer, self.now.timestamp(), self.cpu_seconds(lease))
 
     def used(self):
         """Return the CPU-seconds of each site so far."""
-        total = Counter(self.ledger.recent(START, timedelta(days=1)))
+        total = self.ended.copy()
         for lease in self.live:
-            total[lease.peer] += lease.need.cpus * (self.now - lease.created_at).total_seconds()
+            total[lease.peer] += self.cpu_seconds(lease)
         return total
+
+    def cpu_seconds(self, lease):
+        """Return what a loan used by now."""
+        return lease.need.cpus * (self.now - lease.created_at).total_seconds()
 
 
 @pytest.mark.parametrize("more", [{"cpus": 4}, {"cpus": 9, "rules": [{"cpus": 4}]}])
@@ -239,8 +246,8 @@ def test_a_crowd_of_claims_of_one_site_leaves_room_for_others():
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 200), st.integers(1, 16)), max_size=9)
 )
-def test_what_was_used_is_forgotten_by_halves(loans):
-    """Recent use adds up, and counts half as much one half-life later."""
+def test_quotas_count_what_was_used_since(loans):
+    """Use adds up by site, from the hour asked for on."""
     ledger = Ledger()
     for site, hours_ago, cpus in loans:
         begun = START - timedelta(hours=hours_ago + 1)
@@ -249,11 +256,6 @@ def test_what_was_used_is_forgotten_by_halves(loans):
             need=Need(cpus=cpus), created_at=begun, peer=site, community=OPTICS, person=f"p@{site}",
         )  # fmt: skip
         ledger.add(lease.released("given back", begun + timedelta(hours=1)))
-    life = timedelta(hours=48)
-    now, later = ledger.recent(START, life), ledger.recent(START + life, life)
     for site in "ab":
-        alone = sum(c * 3600 * 0.5 ** (h / 48) for s, h, c in loans if s == site)
-        assert now.get(site, 0.0) == pytest.approx(alone)
-        assert later.get(site, 0.0) == pytest.approx(alone / 2)
         used = ledger.used(site, START - timedelta(hours=100))
         assert used == sum(c * 3600 for s, h, c in loans if s == site and h <= 100)

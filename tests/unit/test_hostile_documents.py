@@ -18,7 +18,7 @@ from gridcloud.grid.books import Auditor, Heading, NameLine, ReceiptLine
 from gridcloud.grid.communities import CODE_PREFIX, read_code
 from gridcloud.grid.credentials import read_credential, read_revocation
 from gridcloud.grid.documents import LEEWAY, claimed_signer, sign, verify
-from gridcloud.grid.identity import Identity
+from gridcloud.grid.identity import Identity, is_weak
 from gridcloud.grid.messages import RevocationRecord
 from gridcloud.grid.news import Alive
 from gridcloud.grid.offers import OfferBook
@@ -26,6 +26,7 @@ from gridcloud.grid.papers import (
     Address,
     CommunityPaper,
     Invitation,
+    Key,
     LeaseGrant,
     Membership,
     OfferDigest,
@@ -342,3 +343,35 @@ def test_keys_and_certificates_of_peers_are_read_or_refused(seed, line):
     said = f"{kind} {base64.b64encode(bytes(raw)).decode() if chance.random() < 0.9 else data}"
     refused(lambda: parse_public(said))
     refused(lambda: parse_certificate(said))
+
+
+WEAK = [
+    "00" * 32,
+    "01" + "00" * 31,
+    "01" + "00" * 30 + "80",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+    "ec" + "ff" * 30 + "7f",
+    "ed" + "ff" * 30 + "7f",
+    "ee" + "ff" * 30 + "7f",
+]
+
+
+@pytest.mark.parametrize("key", WEAK)
+def test_a_key_under_which_anybody_signs_is_nobodys(key):
+    """The points of small order: signatures that say nothing would hold for them."""
+    assert is_weak(key)
+    with pytest.raises(ValidationError):
+        TypeAdapter(Key).validate_python(key)
+    payload = payload_of(presence(EVE)) | {"site": key}
+    head, body, _ = forged(header_of(presence(EVE)) | {"kid": key}, payload, EVE).split(".")
+    point = "01" + "00" * 31
+    signature = base64.urlsafe_b64encode(bytes.fromhex(point) + bytes(32)).rstrip(b"=").decode()
+    assert refused(lambda: verify(f"{head}.{body}.{signature}", Presence, key, NOW))
+
+
+def test_keys_that_are_made_are_not_weak():
+    """The check turns nobody away."""
+    assert not any(is_weak(Identity.generate().key) for _ in range(200))

@@ -206,6 +206,26 @@ async def test_the_same_request_gets_the_same_grant(desk):
     assert [lease_id for lease_id, *_ in desk.ended] == ["l1"], "told once"
 
 
+async def test_what_is_given_back_before_its_request_comes_is_not_granted(desk):
+    """Words may overtake one another; nobody would give that loan back before its end."""
+    await desk.lending.release("l1", "b" * 64)
+    with pytest.raises(Conflict, match="given back"):
+        await desk.grant()
+    assert desk.host.launched == []
+    await desk.lending.release("l2", "c" * 64)  # another's word counts nothing
+    assert (await desk.grant(2)).lease_id == "l2"
+
+
+async def test_little_is_remembered_of_what_was_never_asked_for(desk, monkeypatch):
+    """Whoever gives back what never was fills no memory."""
+    monkeypatch.setattr("gridcloud.site.lending._MOST_CALLED_OFF", 3)
+    for number in range(9):
+        await desk.lending.release(f"l{number}", "b" * 64)
+    assert (await desk.grant(1)).lease_id == "l1"
+    with pytest.raises(Conflict):
+        await desk.grant(8)
+
+
 async def test_requests_at_the_same_time_get_no_more_than_there_is(desk):
     """Each is decided knowing what the others got; copies among them are one."""
     numbers = [*range(1, 9), *range(1, 9)]

@@ -223,6 +223,25 @@ async def test_a_loan_is_countersigned_and_both_sides_count_the_same(pair):
     assert {each.site for each in await pair.borrower.listed()} == {"lender"}
 
 
+async def test_what_was_borrowed_lately_is_known_of_each_lender(pair):
+    """A receipt shown twice counts once; a week later it counts half; a restart forgets nothing."""
+    await pair.lender.accounting.start()
+    await pair.loan(1.0)
+    await settled(pair)
+    (listed,) = await pair.lender.listed()
+    receipt = await pair.lender.accounting.receipt(listed.id)
+    await pair.borrower.tenancy.countersign(pair.lender.key.key, receipt.document)
+    lately = pair.borrower.tenancy.borrowed_lately()
+    assert lately == {pair.lender.key.key: pytest.approx(receipt.figures.cpu_hours * 3600)}
+    pair.clock.now += timedelta(days=7)
+    site = pair.borrower
+    names = Names(site.receipts, site.papers)
+    restarted = Tenancy(site.identity, site.leases, site.receipts, site.usage, names, site.clock)
+    await restarted.start()
+    half = pytest.approx(lately[pair.lender.key.key] / 2, rel=0.01)
+    assert restarted.borrowed_lately() == {pair.lender.key.key: half}
+
+
 async def test_a_loan_has_one_receipt_however_often_it_ends(pair):
     """Ended again after a crash, or twice at once: the first receipt stays."""
     lease, grant = await pair.lend()
@@ -302,7 +321,7 @@ async def test_one_borrower_that_is_away_keeps_no_other_waiting(pair):
 
 async def test_a_false_countersignature_settles_nothing(pair, monkeypatch):
     """Another's signature, or one under another receipt, leaves the receipt open."""
-    monkeypatch.setattr("gridcloud.site.accounting._FIRST_RETRY", 0.001)
+    monkeypatch.setattr("gridcloud.site.accounting._FIRST_RETRY", 600.0)
     lease, grant = await pair.lend()
     pair.clock.now += HOUR
     await pair.end(lease, grant)
@@ -652,3 +671,86 @@ def test_any_part_of_an_honest_chain_is_without_objection(numbers):
     for number in numbers:
         assert chain_objections(chain[number], shown) == []
         shown.append(chain[number])
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"prices": Prices(cpu_hour=99.0)}, "changed the terms"),
+        ({"person": "eve@borrower"}, "changed the terms"),
+        ({"need": Need(cpus=400)}, "something else than was asked"),
+        ({"starts_at": START - timedelta(days=900)}, "began before it was asked for"),
+    ],
+)
+async def test_a_later_grant_changes_nothing_but_the_end(pair, changes, why):
+    """A lender cannot raise the price, or date the loan back, by way of a renewal."""
+    _, grant = await pair.lend()
+    later = {"ends_at": grant.ends_at + HOUR, "revision": 1} | changes
+    with pytest.raises(Forbidden, match=why):
+        await pair.borrower.tenancy.granted(grant.model_copy(update=later))
+    pair.clock.now += HOUR
+    assert (await pair.judged(pair.forged(grant)))[1] == "", "the loan is as it was granted"
+
+
+async def test_a_first_grant_that_is_dated_back_is_refused(pair):
+    """Else its receipt would count time before the loan was asked for."""
+    lease, grant = await pair.lend()
+    theirs = {"id": "old", "role": LeaseRole.BORROWED, "peer": pair.lender.key.key}
+    await pair.borrower.leases.save(lease.model_copy(update=theirs))
+    old = {"lease_id": "old", "starts_at": START - 24 * HOUR}
+    with pytest.raises(Forbidden, match="before it was asked for"):
+        await pair.borrower.tenancy.granted(grant.model_copy(update=old))
+
+
+async def test_a_recall_of_what_was_given_back_brings_nothing_to_life(pair):
+    """What is over stays over, and nobody is told of a recall."""
+    lease, grant = await pair.lend()
+    kept = await pair.borrower.leases.find(lease.id)
+    recalled = []
+    pair.borrower.tenancy.on_recall = lambda *word: recalled.append(word)
+    early = grant.model_copy(update={"ends_at": START + HOUR / 2, "revision": 1})
+    find = pair.borrower.leases.find
+
+    async def found_just_before(lease_id):
+        found = await find(lease_id)
+        await pair.borrower.leases.save(kept.released("given back", START))
+        return found
+
+    pair.borrower.leases.find = found_just_before
+    await pair.borrower.tenancy.recalled(early, "own work")
+    assert not (await find(lease.id)).live
+    assert not recalled
+
+
+async def test_a_borrower_that_answers_slowly_delays_no_other(pair, monkeypatch):
+    """Its turn ends, others are shown theirs, and it goes on where it was."""
+    monkeypatch.setattr("gridcloud.site.accounting._TURN_SECONDS", 0.1)
+    slow, shown = Identity.generate().key, []
+    loans = [await pair.lend() for _ in range(4)]
+    for lease, grant in loans[:3]:
+        ended = lease.released("done", START)
+        await pair.lender.accounting.loan_ended(ended, grant.model_copy(update={"borrower": slow}))
+
+    async def show(borrower, community, document):
+        if borrower != slow:
+            return await pair.show(borrower, community, document)
+        shown.append(document)
+        await asyncio.Event().wait()
+        return ReceiptReply()
+
+    pair.lender.accounting.show = show
+    await pair.lender.accounting.start()
+    await until(lambda: _is(len(shown) > 0))
+    lease, grant = loans[3]
+    await pair.end(lease.released("done", START), grant)
+
+    async def countersigned():
+        found = [each for each in await pair.lender.listed() if each.lease_id == lease.id]
+        return found and found[0].state is ReceiptState.AGREED
+
+    await until(countersigned)
+    await until(lambda: _is(len(set(shown)) == 3))
+
+
+async def _is(condition):
+    return condition

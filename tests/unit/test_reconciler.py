@@ -61,3 +61,12 @@ def test_a_job_has_one_lease():
     orphan = lease("old", job="j")
     assert mend([orphan], {"j": "new"}) == ([], [])
     assert mend([orphan], {"j": "new"}, now=NOW + timedelta(minutes=2)) == (["old"], [])
+
+
+def test_a_job_in_line_has_no_lease():
+    """What a crash left between a grant and its first use is given up at once: the job waits for
+    room that this very lease may take."""
+    cut_off = lease("a", job="j")
+    assert mend([cut_off], {"j": None}, starting=True) == (["a"], [])
+    assert mend([cut_off], {"j": None}) == ([], [])  # it may be just being granted
+    assert mend([cut_off], {"j": None}, now=NOW + timedelta(minutes=2)) == (["a"], [])

@@ -291,6 +291,31 @@ async def test_a_cancel_while_offers_are_asked_for(world):
     assert job.id not in places.ran
 
 
+async def test_a_cancel_while_a_lease_is_asked_for_outlives_a_crash(store):
+    """Who was told that a job is being canceled never sees it run after a restart."""
+    leasing, places, asked = Leasing(), Places(), asyncio.Event()
+
+    async def never(lease, offer):
+        asked.set()
+        await asyncio.Event().wait()
+
+    leasing.fulfil, fulfil = never, leasing.fulfil
+    scheduler = Scheduler(store, leasing, places, cancel_grace=1)
+    await scheduler.start()
+    (job,) = await scheduler.submit(spec())
+    await asked.wait()
+    assert scheduler.attends(job.id)
+    await scheduler.cancel(job.id)
+    await scheduler.stop()
+    leasing.fulfil, leasing.cpus = fulfil, 0  # nor does it wait for room, only to end then
+    scheduler = Scheduler(store, leasing, places, cancel_grace=1)
+    await scheduler.start()
+    assert (await scheduler.wait(job.id, 10))[0].state is JobState.CANCELED
+    assert not places.ran
+    assert not scheduler.attends(job.id)
+    await scheduler.stop()
+
+
 async def test_an_intent_that_cannot_be_written_is_tried_again(world, monkeypatch):
     """Neither the job nor those placed with it are forgotten."""
     monkeypatch.setattr("gridcloud.orchestration.scheduler._LOOK_AGAIN_AFTER", 0.05)
@@ -318,6 +343,22 @@ async def test_cancel_an_array_right_after_it_was_handed_in(world):
     assert {job.state for job in ended} <= {JobState.CANCELED, JobState.COMPLETED}
     while leasing.live:
         await asyncio.sleep(0.01)
+
+
+async def test_jobs_that_wait_for_an_absent_site_hold_up_no_other(world):
+    """However many are in front: what there is room for is found behind them."""
+    scheduler, leasing, places = world
+    at_home, whole = leasing.offers, Resources(cpus=8, memory_bytes=64 * GIB)
+
+    async def offers():
+        away = Offer(site="away", provider="lent", peer="p", capacity=whole, free=Resources())
+        return [*await at_home(), away]
+
+    leasing.offers = offers
+    await scheduler.submit(spec(site="away", tasks=tuple(range(1000))))
+    (job,) = await scheduler.submit(spec())
+    assert (await scheduler.wait(job.id, 10))[0].state is JobState.COMPLETED
+    assert places.ran == [job.id]
 
 
 # Places that are lost

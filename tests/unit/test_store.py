@@ -8,8 +8,13 @@ from sqlalchemy import text
 
 from gridcloud.errors import GridcloudError, Unavailable
 from gridcloud.model.job import Job, JobSpec, JobState
+from gridcloud.model.lease import Lease, LeaseRole, LeaseState
+from gridcloud.model.need import Need
 from gridcloud.store.database import Database
 from gridcloud.store.jobs import JobStore
+from gridcloud.store.leases import LeaseStore
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -75,3 +80,37 @@ async def test_two_openings_make_one_schema(tmp_path):
     with pytest.raises(GridcloudError):
         broken = Database(tmp_path / "absent" / "site.db")
         await broken.open()
+
+
+async def test_a_cancel_is_never_written_over(database):
+    """Whoever saves a job that it read before the cancel does not undo it."""
+    jobs = JobStore(database)
+    job = Job(id="j", spec=JobSpec(command=("true",)), state=JobState.QUEUED, created_at=NOW)
+    await jobs.add([job], "submitted")
+    await jobs.request_cancel("j")
+    assert await jobs.save(job.advanced(JobState.STAGE_IN), "placed", held_by=job)
+    kept = await jobs.get("j")
+    assert (kept.state, kept.cancel_requested) == (JobState.STAGE_IN, True)
+
+
+async def test_a_lease_that_is_over_never_comes_back(database):
+    """A late write, in whatever order, brings no lease to life."""
+    leases = LeaseStore(database)
+    lease = Lease(
+        id="l",
+        role=LeaseRole.BORROWED,
+        state=LeaseState.ACTIVE,
+        provider="lent",
+        need=Need(),
+        created_at=NOW,
+        ends_at=NOW,
+    )
+    assert await leases.change("l", lambda kept: kept) is None, "unknown"
+    await leases.save(lease)
+    changed = await leases.change("l", lambda kept: kept.model_copy(update={"reason": "own work"}))
+    assert changed == await leases.find("l")
+    await leases.save(lease.released("given back", NOW))
+    await leases.save(lease)
+    assert await leases.change("l", lambda kept: kept) is None
+    assert await leases.live() == []
+    assert (await leases.find("l")).reason == "given back"

@@ -110,7 +110,11 @@ def join(code: str | None, site_name: str | None, *, json_: bool) -> None:
     if json_:
         return print_json(joined)
     if joined.waiting:
-        return click.echo(f"asked to join {joined.id}: {joined.waiting}")
+        return click.echo(
+            f"asked to join {joined.id}: {joined.waiting}\n"
+            "The site goes on asking; 'gridcloud community list' shows how it stands. Tell them "
+            "your key\nto compare: 'gridcloud site show' prints it."
+        )
     return click.echo(f"joined {joined.id}")
 
 

@@ -25,7 +25,8 @@ def grid() -> None:
 def show(community: str | None, *, json_: bool) -> None:
     """List the sites: whether and how they are reached, and what they lend.
 
-    Nobody is asked: this is what the site knows by itself, seconds old at most.
+    CPUs, memory and GPUs are what is free, of all that is lent. Nobody is asked: this is what
+    the site knows by itself, seconds old at most.
     """
     from gridcloud.cli import render
     from gridcloud.client import Client
@@ -38,7 +39,8 @@ def show(community: str | None, *, json_: bool) -> None:
         return click.echo("This site is in no community: see 'gridcloud community --help'.")
     columns = ("community", "site", "reached", "latency", "CPUs", "memory", "GPUs", "version")
     numbers = ("latency", "CPUs", "memory", "GPUs")
-    render.table(columns, [_row(site) for site in sites], right=numbers)
+    rows = [_row(site) for site in sites]
+    render.table(*render.without({"GPUs": ""}, columns, rows), right=numbers)
     for site in sites:
         if problem := site.problem or site.offer_problem:
             click.echo(f"{render.safe(site.site_name)}: {render.safe(problem)}")
@@ -47,7 +49,6 @@ def show(community: str | None, *, json_: bool) -> None:
 
 def _row(site: GridSite) -> tuple[str, ...]:
     from gridcloud.cli import render
-    from gridcloud.model.quantities import format_bytes
 
     colour = _COLOURS.get(site.state)
     reached = f"[{colour}]{site.state}[/]" if colour else site.state
@@ -62,7 +63,7 @@ def _row(site: GridSite) -> tuple[str, ...]:
     else:
         free, whole = lent[1], lent[0]
         cpus = f"{free.cpus}/{whole.cpus}"
-        memory = f"{format_bytes(free.memory_bytes)}/{format_bytes(whole.memory_bytes)}"
+        memory = render.part(free.memory_bytes, whole.memory_bytes)
         gpus = f"{free.gpus}/{whole.gpus}" if whole.gpus else ""
     return (
         render.plain(site.community.split(".")[0]),

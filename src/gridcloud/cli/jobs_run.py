@@ -175,7 +175,10 @@ def _stream(client: Client, job_id: str) -> None:
     copy("stdout", 1)
     beside.join()
     if failure:
-        click.echo(f"gridcloud: the output broke off: {failure[0]}", err=True)
+        from gridcloud.cli import render
+
+        why = render.safe_lines(str(failure[0]))
+        click.echo(f"gridcloud: the output broke off: {why}", err=True)
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -205,7 +208,10 @@ def _explain(job: Job) -> None:
     outcome = job.outcome
     if outcome and not outcome.reason and not outcome.signal and job.task is None:
         return
-    click.echo(f"gridcloud: job {job.id} {job.state.value.lower()}: {job.message}", err=True)
+    from gridcloud.cli import render
+
+    why = render.safe_lines(job.message)  # it may be what another site's machine said
+    click.echo(f"gridcloud: job {job.id} {job.state.value.lower()}: {why}", err=True)
 
 
 def _interrupted(client: Client, job_id: str) -> int:

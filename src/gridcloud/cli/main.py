@@ -79,6 +79,7 @@ def _report(error: Exception) -> None:
     """Tell a known error in two lines and end; let any other be the bug that it is."""
     from pydantic import ValidationError
 
+    from gridcloud.cli import render
     from gridcloud.errors import STATUSES, GridcloudError, InvalidSpec
 
     if isinstance(error, ValidationError):
@@ -88,7 +89,7 @@ def _report(error: Exception) -> None:
         error = InvalidSpec(f"{field}: {text}.")
     if not isinstance(error, GridcloudError):
         raise error
-    click.echo(f"error: {error.message}", err=True)
+    click.echo(f"error: {render.safe_lines(error.message)}", err=True)
     if error.hint:
-        click.echo(f"  {error.hint}", err=True)
+        click.echo(f"  {render.safe_lines(error.hint)}", err=True)
     sys.exit(STATUSES[error.code][1])

@@ -63,21 +63,23 @@ def list_(
         return click.echo("no receipts")
     rows = [
         (
-            each.id[:16] or each.lease_id,
-            each.side.value,
+            each.id[:12] or each.lease_id,
+            f"{'to' if each.side is Side.LENT else 'from'} {render.plain(each.site)}",
             render.plain(each.community.partition(".")[0]),
-            render.plain(each.site),
             render.plain(each.person),
             render.clock(each.ended_at),
             f"{each.figures.cpu_hours:,.3f}",
             f"{each.credits:,.3f}",
             f"[{_COLOURS[each.state]}]{each.state}[/]",
-            render.plain(each.remark),
         )
         for each in found
     ]
-    columns = ("receipt", "", "community", "with", "person", "ended", "CPU-hours", "credits")
-    return render.table((*columns, "state", ""), rows, right=("CPU-hours", "credits"))
+    columns = ("receipt", "loan", "community", "person", "ended", "CPU-hours", "credits", "state")
+    render.table(columns, rows, right=("CPU-hours", "credits"))
+    for each in found:
+        if each.remark:
+            click.echo(f"{each.id[:12] or each.lease_id}: {render.safe(each.remark)}")
+    return None
 
 
 @receipts.command()

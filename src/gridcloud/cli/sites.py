@@ -43,7 +43,7 @@ def offers(
     from gridcloud.cli import render
     from gridcloud.client import Client
     from gridcloud.model.choice import Strategy
-    from gridcloud.model.quantities import format_bytes, format_duration
+    from gridcloud.model.quantities import format_duration
 
     need = make_need(cpus, memory, gpus, time_)
     constraints = make_constraints(countries, kinds, within, max_price)
@@ -66,18 +66,21 @@ def offers(
                 offer.place,
                 offer.community.split(".")[0] if offer.community else "own",
                 f"{offer.free.cpus}/{offer.capacity.cpus}",
-                f"{format_bytes(offer.free.memory_bytes)}/{format_bytes(offer.capacity.memory_bytes)}",
+                render.part(offer.free.memory_bytes, offer.capacity.memory_bytes),
                 f"{offer.free.gpus}/{offer.capacity.gpus}",
                 format_duration(offer.max_time) if offer.max_time else "",
                 " ".join(filter(None, (offer.country, offer.kind))),
                 f"{offer.prices.cost(need.resources, timedelta(hours=1)):g}",
-                render.plain("; ".join(verdict.reasons)),
             )
         )
-    click.echo(f"need: {need}")
-    columns = ("rank", "offer", "from", "CPUs", "memory", "GPUs", "longest", "where", "an hour")
+    click.echo(f"need: {need}; CPUs, memory and GPUs are what is free, of all there is")
     numbers = ("CPUs", "memory", "GPUs", "longest", "an hour")
-    render.table((*columns, "why not"), rows, right=numbers)
+    columns = ("rank", "offer", "from", *numbers[:4], "where", "an hour")
+    empty = {"GPUs": "0/0", "longest": "", "where": "", "an hour": "0"}
+    render.table(*render.without(empty, columns, rows), right=numbers)
+    for verdict in reply.plan.verdicts:
+        if verdict.reasons:
+            click.echo(f"{verdict.offer.place}: {render.safe('; '.join(verdict.reasons))}")
     if reply.plan.left_out:
         click.echo(f"and {reply.plan.left_out} more; --most shows more of them")
     return 0 if reply.plan.winners else 75

@@ -81,6 +81,8 @@ async def first_of(attempts: Sequence[Attempt], arrival: Awaitable[Link] | None 
             ended = [attempt for attempt in [*running, *beside] if attempt in done]
             running = [attempt for attempt in running if attempt not in done]
             for attempt in ended:
+                _look_at(attempt)
+            for attempt in ended:
                 try:
                     return attempt.result()
                 except (Unavailable, LinkDown) as error:
@@ -91,3 +93,9 @@ async def first_of(attempts: Sequence[Attempt], arrival: Awaitable[Link] | None 
             attempt.cancel()
         await asyncio.gather(*running, *beside, return_exceptions=True)
     raise Unavailable(" ".join(dict.fromkeys(problems)) or "There is no way.", hint=hint)
+
+
+def _look_at(attempt: asyncio.Future[Link]) -> None:
+    """Take note of how it ended: another may decide before its turn comes."""
+    if not attempt.cancelled():
+        attempt.exception()

@@ -22,6 +22,7 @@ from gridcloud.grid.circles import Circle
 from gridcloud.grid.documents import Clock
 from gridcloud.grid.exchanges import Exchanges
 from gridcloud.grid.identity import short
+from gridcloud.grid.lag import Lag
 from gridcloud.grid.membership import Directory
 from gridcloud.grid.messages import NewsItem
 from gridcloud.grid.offers import PeerOffer
@@ -68,6 +69,7 @@ class Gossip:
         self._heard_at: dict[str, datetime] = {}
         self._listed: dict[str, tuple[object, datetime, list[PeerOffer]]] = {}
         self._wake = asyncio.Event()
+        self._lag = Lag()
         self._offer_changed = True
         self._pruned = 0.0
         self._running: asyncio.Task[None] | None = None
@@ -87,9 +89,10 @@ class Gossip:
     async def close(self) -> None:
         """Stop. Idempotent."""
         if self._running is not None:
+            self._group = None  # what is heard from now on begins nothing
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
-            self._running = self._group = None
+            self._running = None
 
     def offer_changed(self) -> None:
         """Have what this site offers announced anew, soon; called as often as one likes."""
@@ -202,6 +205,7 @@ class Gossip:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._wake.wait()
+                self.swim.slowness = await self._lag.slowness(now + pause)
 
     async def _follow(self) -> None:
         """Follow who is a member of what."""

@@ -19,6 +19,16 @@ from cryptography.hazmat.primitives.serialization import (
 from gridcloud.errors import Forbidden, InvalidSpec, Unavailable
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_P = 2**255 - 19
+#: The points of small order (RFC 8032, 8.9), by their y, also where it is not reduced. Under such
+#: a key anybody makes signatures that hold, so it is nobody's.
+_WEAK = frozenset(
+    {
+        *(0, 1, _P - 1, _P, _P + 1),
+        0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+        0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+    }
+)
 
 
 class Identity:
@@ -76,6 +86,11 @@ class Identity:
     def sign(self, message: bytes) -> bytes:
         """Return the 64 bytes of the Ed25519 signature (RFC 8032) of ``message``."""
         return self._private.sign(message)
+
+
+def is_weak(key: str) -> bool:
+    """Whether a key (64 hex digits) is one under which anybody can sign."""
+    return int.from_bytes(bytes.fromhex(key), "little") & (2**255 - 1) in _WEAK
 
 
 def short(key: str) -> str:

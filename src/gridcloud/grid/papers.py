@@ -15,6 +15,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, field_validator, mode
 
 from gridcloud.errors import InvalidSpec
 from gridcloud.grid.addresses import parse_listen
+from gridcloud.grid.identity import is_weak
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.identifiers import RelayUrl
 from gridcloud.model.lease import Endpoint
@@ -26,6 +27,13 @@ _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UT
 
 
 @lru_cache(maxsize=16_384)  # the same few are read again and again
+def _is_somebodys(key: str) -> str:
+    if is_weak(key):
+        raise ValueError("is no site's key: anybody can sign with it")
+    return key
+
+
+@lru_cache(maxsize=16_384)
 def _is_address(text: str) -> str:
     try:
         parse_listen(text)
@@ -34,7 +42,7 @@ def _is_address(text: str) -> str:
     return text
 
 
-Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), AfterValidator(_is_somebodys)]
 CommunityName = Annotated[str, Field(pattern=_NAME)]
 SiteName = Annotated[str, Field(pattern=_NAME)]
 #: ``NAME.FOUNDERKEY``: a community is its founder's key and a name; see `community_id`.

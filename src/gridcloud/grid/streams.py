@@ -12,12 +12,13 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
 from gridcloud.errors import Conflict, GridcloudError, InvalidSpec, Unavailable
 from gridcloud.grid.identity import short
-from gridcloud.grid.links import Link, LinkDown, LinkTable, broken
+from gridcloud.grid.links import MAX_LINKS_OF_STRANGERS, Link, LinkDown, LinkTable, broken
 from gridcloud.grid.rates import Buckets, TokenBucket
 from gridcloud.grid.transport import Acceptor, ByteStream
 
@@ -37,8 +38,10 @@ _STRANGERS_FRAMES_PER_SECOND, _STRANGERS_FRAMES_AT_ONCE = 2000.0, 6000.0
 #: What all strangers may open together.
 _STRANGERS_PER_SECOND, _STRANGERS_AT_ONCE = 100.0, 300.0
 _MAX_STREAMS_PER_PEER = 128
-_MAX_STREAMS_PER_STRANGER = 16
-_MAX_STREAMS_OF_STRANGERS = 128
+#: So few that those who hold all the links of strangers leave room for who gets one in the end:
+#: twice as many, since what was open on a link that was dropped ends a little later.
+_MAX_STREAMS_PER_STRANGER = 4
+_MAX_STREAMS_OF_STRANGERS = 2 * _MAX_STREAMS_PER_STRANGER * MAX_LINKS_OF_STRANGERS
 _MAX_STREAMS = 2048
 
 
@@ -95,7 +98,10 @@ class Services:
                     except LinkDown:
                         break
                     if self._has_room(link.key):
-                        answering.create_task(self._answer(link, stream))
+                        # Counted at once: many may come before the first of their tasks begins.
+                        self._open[link.key] += 1
+                        task = answering.create_task(self._answer(link, stream))
+                        task.add_done_callback(partial(self._forget, link.key))
                     else:
                         stream.close()
         finally:
@@ -125,7 +131,6 @@ class Services:
     async def _answer(self, link: Link, stream: ByteStream) -> None:
         """Hand one stream to its service; whatever is wrong with it stays in here."""
         key = link.key
-        self._open[key] += 1
         try:
             with self._links.using(link):
                 async with asyncio.timeout(_HEADER_TIMEOUT):
@@ -144,9 +149,11 @@ class Services:
             log.exception("stream failed", peer=short(key))
         finally:
             stream.close()
-            self._open[key] -= 1
-            if not self._open[key]:
-                del self._open[key]
+
+    def _forget(self, key: str, _task: asyncio.Task[None]) -> None:
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
 
 
 class HeldStream:

@@ -8,7 +8,8 @@ us look ourselves, within bounds.
 Events and the time go in (seconds, of any clock that only grows), actions come out. Every `Probe`
 is to be answered by `answered` or `failed`, every `ProbeVia` by `vouched` or `unvouched`.
 
-State is kept only of peers that something is known of, so that a large grid costs little.
+State is kept only of peers that something is known of, so that a large grid costs little. Its
+events all touch the same few tables, and so stand in one module.
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ class Swim:
     chance: random.Random
     #: Grows with every change of a state.
     changes: int = 0
+    #: How many times longer this site waits for all: 1 while its host lets it run when it wants to.
+    slowness: float = 1.0
     _count: int = 0
     _rota: list[str] = field(default_factory=list)
     _turn: int = 0
@@ -139,6 +142,10 @@ class Swim:
         """Seconds between two probes of peers in turn, by how many there are."""
         return min(1.0, max(0.5, 2.0 / max(1, self._count))) if self._count <= SMALL else 1.0
 
+    @property
+    def _in_flight(self) -> int:
+        return max(1, int(IN_FLIGHT / self.slowness))
+
     def pick(self, most: int, besides: Sequence[str] = ()) -> tuple[str, ...]:
         """Return up to ``most`` different peers that are there, at random."""
         there = self._alive_list
@@ -151,7 +158,7 @@ class Swim:
         times += [due[-1] for due in self._suspects.values()]
         if self._dead:
             times.append(max(self._next_redial, self._first_redial(now)))
-        if self._urgent and len(self._probing) < IN_FLIGHT:
+        if self._urgent and len(self._probing) < self._in_flight:
             times.append(now + 0.05)
         return max(now, min(times))
 
@@ -193,13 +200,13 @@ class Swim:
             else:
                 self._become(key, PeerState.DEAD, now, actions)
         if now >= self._next_turn:
-            self._next_turn = now + self.period * self.chance.uniform(0.9, 1.1)
+            self._next_turn = now + self.period * self.slowness * self.chance.uniform(0.9, 1.1)
             if (turn := self._in_turn()) is not None:
                 self._probe(turn, now, actions)
         if self._dead and now >= self._next_redial:
-            self._next_redial = now + _REDIAL
+            self._next_redial = now + _REDIAL * self.slowness
             self._redial(now, actions)
-        while self._urgent and len(self._probing) < IN_FLIGHT:
+        while self._urgent and len(self._probing) < self._in_flight:
             if not self._urgent_rate.try_take(1, now):
                 break
             first, _ = self._urgent.popitem(last=False)
@@ -231,7 +238,7 @@ class Swim:
         undecided = seen.state in (PeerState.ALIVE, PeerState.UNKNOWN)
         if undecided and not self._heard_meanwhile(seen):
             if helpers := self._helpers(key, seen, now):
-                return [ProbeVia(key, helpers, _WAIT_VIA)]
+                return [ProbeVia(key, helpers, _WAIT_VIA * self.slowness)]
             return self.unvouched(key, now)
         self._probing.discard(key)
         if seen.state is PeerState.DEAD:
@@ -334,7 +341,7 @@ class Swim:
             self._alive[key] = len(self._alive_list)
             self._alive_list.append(key)
         elif state is PeerState.SUSPECT:
-            wait = _HINTED_SUSPICION if hinted else _SUSPICION
+            wait = (_HINTED_SUSPICION if hinted else _SUSPICION) * self.slowness
             self._suspects[key] = [now + wait, now + wait / 2, now]
         elif state is PeerState.DEAD:
             self._dead.append(key)
@@ -366,7 +373,7 @@ class Swim:
         elif seen.state is PeerState.ALIVE and seen.direct:
             latency = _LONGEST_WAIT if seen.latency is None else seen.latency
             timeout = min(_LONGEST_WAIT, max(_SHORTEST_WAIT, 0.2 + 4 * latency))
-        actions.append(Probe(key, timeout))
+        actions.append(Probe(key, timeout * self.slowness))
 
     def _in_turn(self) -> str | None:
         """Return the next of a shuffled round of all peers but the dead and the suspects."""
@@ -393,6 +400,6 @@ class Swim:
             key = self._dead[0]
             self._dead.rotate(-1)
             if self._seen[key].redial_at <= now and key not in self._probing:
-                if len(self._probing) < IN_FLIGHT:
+                if len(self._probing) < self._in_flight:
                     self._probe(key, now, actions)
                 return

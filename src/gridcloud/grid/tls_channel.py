@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from gridcloud.errors import GridcloudError
-from gridcloud.grid.identity import Identity, short
+from gridcloud.grid.identity import Identity, is_weak, short
 from gridcloud.grid.links import LinkDown
 from gridcloud.grid.transport import ByteStream
 
@@ -172,6 +172,8 @@ async def answer_over(raw: ByteStream, mine: TlsIdentity) -> tuple[TlsChannel, s
         Ed25519PublicKey.from_public_bytes(theirs).verify(signature, _proof(own, theirs, nonce))
     except (InvalidSignature, ValueError) as error:
         raise LinkDown("it did not prove its key") from error
+    if is_weak(theirs.hex()):
+        raise LinkDown("it shows a key with which anybody can sign")
     if theirs == own:
         raise LinkDown("it shows this site's own key")
     await channel.write(_WELCOME)

@@ -26,7 +26,7 @@ class Offer(Frozen):
     ``country`` (ISO 3166, two letters) and ``kind`` (of provider, such as ``ssh``) are empty when
     the owner does not say. ``latency_seconds`` is a round trip to a peer, None if never measured.
     ``preemptible`` is how long before its end a recall is told; None if never recalled. ``share``
-    is what this site used there lately, as a part of what is its fair part: above 1 is more.
+    is what this site used there lately, in CPU-seconds for each CPU there.
     """
 
     site: str

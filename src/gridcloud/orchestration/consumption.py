@@ -1,4 +1,4 @@
-"""What each person of each site used of this site's capacity, for quotas and for fairness.
+"""What each person of each site used of this site's capacity, for quotas.
 
 Figures are of what was leased, in CPU-seconds, and count when a loan ends. They are kept by the
 hour, so that a loan may count up to an hour too long; that keeps a look-up cheap however many
@@ -7,7 +7,6 @@ loans there were.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -64,18 +63,6 @@ class Ledger:
             for hour, amount in hours.items()
             if hour >= first
         )
-
-    def recent(self, now: datetime, half_life: timedelta) -> dict[str, float]:
-        """Return the CPU-seconds of each site, where what was used a half-life ago counts half."""
-        at, life = now.astimezone(UTC).timestamp() / _HOUR, half_life / timedelta(hours=1)
-        return {
-            site: math.fsum(
-                amount * 0.5 ** (max(0.0, at - hour) / life)
-                for hours in people.values()
-                for hour, amount in hours.items()
-            )
-            for site, people in self._hours.items()
-        }
 
 
 def _hour(moment: datetime) -> int:

@@ -32,7 +32,7 @@ STAGING_TIME = timedelta(minutes=10)
 #: A loan that would be shorter, for want of hours or quota, is refused.
 SHORTEST_LOAN = timedelta(minutes=1)
 #: Combinations of loans that are looked at before the largest loans are taken instead.
-_COMBINATIONS = 20_000
+_COMBINATIONS = 2000
 
 
 class Full(NoCapacity):
@@ -194,37 +194,43 @@ def whom_to_recall(
 
 def _fewest(short: Resources, candidates: Sequence[Lease]) -> tuple[Lease, ...]:
     """Return the fewest of these, youngest first, that together give what is short."""
-    looked_at = 0
+    # In plain numbers, since a site does nothing else meanwhile.
+    sizes = [_amounts(lease.need.resources) for lease in candidates]
+    wanted, looked_at = _amounts(short), 0
     for count in range(1, len(candidates) + 1):
-        for chosen in itertools.combinations(candidates, count):
-            if short.minus(total(chosen)) == NOTHING:
-                return chosen
+        largest = [sum(sorted(amounts)[-count:]) for amounts in zip(*sizes, strict=True)]
+        if any(most < want for most, want in zip(largest, wanted, strict=True)):
+            continue  # not even the largest of each kind suffice
+        for chosen in itertools.combinations(range(len(candidates)), count):
+            given = map(sum, zip(*(sizes[at] for at in chosen), strict=True))
+            if all(have >= want for have, want in zip(given, wanted, strict=True)):
+                return tuple(candidates[at] for at in chosen)
             looked_at += 1
             if looked_at > _COMBINATIONS:
                 return _largest(short, candidates)
     raise AssertionError("all of them together are enough")
 
 
+def _amounts(resources: Resources) -> tuple[int, ...]:
+    return resources.cpus, resources.memory_bytes, resources.gpus
+
+
 def _largest(short: Resources, candidates: Sequence[Lease]) -> tuple[Lease, ...]:
     """Return enough of these: again and again the one that leaves least short."""
-    chosen: list[Lease] = []
-    while short != NOTHING:
-        best = min(
-            (lease for lease in candidates if lease not in chosen),
-            key=lambda lease: _size(short.minus(lease.need.resources), short),
-        )
-        chosen.append(best)
-        short = short.minus(best.need.resources)
+    left = {at: _amounts(lease.need.resources) for at, lease in enumerate(candidates)}
+    wanted, chosen = _amounts(short), []
+    while any(wanted):
+        best = min(left, key=lambda at: _part_left(wanted, left[at]))
+        given = left.pop(best)
+        chosen.append(candidates[best])
+        wanted = tuple(max(0, want - have) for want, have in zip(wanted, given, strict=True))
     return tuple(chosen)
 
 
-def _size(part: Resources, whole: Resources) -> float:
-    """Return how large a part is, by the kind of resource of which it is most."""
-    return max(
-        part.cpus / max(1, whole.cpus),
-        part.memory_bytes / max(1, whole.memory_bytes),
-        part.gpus / max(1, whole.gpus),
-    )
+def _part_left(wanted: tuple[int, ...], given: tuple[int, ...]) -> float:
+    """Return what part is left of what is wanted, by the kind of resource of which it is most."""
+    pairs = zip(wanted, given, strict=True)
+    return max(max(0, want - have) / max(1, want) for want, have in pairs)
 
 
 def _person_bound(rule: LendingRule) -> Resources:

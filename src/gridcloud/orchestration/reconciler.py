@@ -31,8 +31,9 @@ def reconcile(
     """Return what must be mended.
 
     ``leases`` are the live ones; ``jobs`` maps each job that has not ended to the lease it counts
-    on, ``made`` each provider's name to the lease ids of what it has there. ``starting`` says
-    that no request is under way, so an intent without a result was cut off by a crash.
+    on (None while it waits in line), ``made`` each provider's name to the lease ids of what it has
+    there. ``starting`` says that no request is under way, so an intent without a result was cut off
+    by a crash.
     """
     mending = Mending()
     held = {provider: set(tags) for provider, tags in made.items()}
@@ -67,5 +68,5 @@ def _why_release(
         return ""
     if lease.job_id not in jobs:
         return "its job has ended"
-    settled = now - lease.created_at > _SETTLED_AFTER
+    settled = starting or now - lease.created_at > _SETTLED_AFTER
     return "its job has another" if settled and jobs[lease.job_id] != lease.id else ""

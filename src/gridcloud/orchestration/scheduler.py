@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from gridcloud.errors import GridcloudError
-from gridcloud.model.choice import Constraints, Order, Strategy
+from gridcloud.model.choice import Constraints, Strategy
 from gridcloud.model.identifiers import new_id
 from gridcloud.model.job import Job, JobSpec, JobState, Outcome
 from gridcloud.model.lease import Lease, LeaseState
@@ -23,15 +23,13 @@ from gridcloud.orchestration.driver import TWICE, InterruptedByStore, JobDriver
 from gridcloud.orchestration.line import Placing
 from gridcloud.orchestration.market import Wish, suitable
 from gridcloud.orchestration.ports import JobKeeper, Leasing, Workplaces
+from gridcloud.orchestration.waiting import WaitingLine
 from gridcloud.settings import JobSettings
 
 log = structlog.get_logger()
 
 _LOOK_AGAIN_AFTER = 5.0
-#: How far down the line is looked at a time; the rest could hardly be placed before these.
-_LOOK_AT_ONCE = 200
 _RUNNING = (JobState.STAGE_IN, JobState.ACTIVE, JobState.STAGE_OUT, JobState.CLEANUP)
-_WAITING = (JobState.NEW, JobState.QUEUED)
 
 
 class Scheduler:
@@ -58,6 +56,7 @@ class Scheduler:
         self._grace = cancel_grace
         self._measure = measure
         self._choosing = Choosing(leasing, settings)
+        self._waiting = WaitingLine(jobs)
         #: Called with the need of the first in line that this site's own capacity could serve once
         #: there is room: what is lent may be recalled for it.
         self.on_waiting: Callable[[Need], None] = lambda need: None
@@ -90,6 +89,10 @@ class Scheduler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def attends(self, job_id: str) -> bool:
+        """Return whether a job is being placed, or has a place."""
+        return job_id in self._placing or job_id in self._drivers
 
     def wake(self) -> None:
         """Look at the waiting jobs again: capacity came free, or offers changed."""
@@ -164,11 +167,12 @@ class Scheduler:
                 driver.cancel()
                 return await self._jobs.request_cancel(job_id)
             if job_id in self._placing:
-                return self._canceled.add(job_id)
+                self._canceled.add(job_id)
+                return await self._jobs.request_cancel(job_id)
             job = await self._jobs.get(job_id)
             if job.state.final:
                 return None
-            if job_id in self._placing or job_id in self._drivers:
+            if self.attends(job_id):
                 continue  # it was taken up while we looked
             # Written before anyone else can: who takes the job up from now on finds it ended.
             return await self._end(job, Outcome(reason="canceled"), "canceled before it began")
@@ -206,12 +210,11 @@ class Scheduler:
 
     async def _place_once(self) -> None:
         busy = self._placing | self._drivers.keys()
-        most = _LOOK_AT_ONCE + len(busy)
-        if self._choosing.order is Order.LIFO:
-            line = await self._jobs.listed(_WAITING, latest=most)
-        else:
-            line = await self._jobs.listed(_WAITING, first=most)
-        queued = [job for job in line if job.id not in busy]
+        queued = await self._waiting.read(self._choosing.order, busy)
+        for job in queued:
+            if job.cancel_requested:  # before a restart, or while its place was lost
+                await self._cancel_one(job.id)
+        queued = [job for job in queued if not job.cancel_requested]
         if not queued:
             return
         untold = {job.id for job in queued} - self._told_to_wait
@@ -226,13 +229,15 @@ class Scheduler:
                 self._told_to_wait.add(job.id)
                 await self._jobs.note(job, "QUEUED", f"waiting: {why}")
         self._ask_for_room(placing)
+        if self._waiting.further(placing):
+            self._wake.set()
 
     def _ask_for_room(self, placing: Placing) -> None:
         own = [row for row in placing.market.rows if not row.foreign]
         for job in placing.waiting:
             if suitable(own, Wish.of(job, placing.strategy)):
-                return self.on_waiting(job.spec.need)
-        return None
+                self.on_waiting(job.spec.need)
+                break
 
     async def _take(self, job: Job, offer: Offer) -> None:
         """Write the intent, which takes the capacity at once; the rest goes on beside us."""
@@ -246,11 +251,11 @@ class Scheduler:
                 self._placing.discard(job.id)
                 return
             # The attempt is counted first: its number is part of what the lease is asked for by.
-            where = {"attempts": job.attempts + 1, "site": offer.site, "provider": offer.provider}
-            job = job.model_copy(update=where)
+            job = job.model_copy(update={"attempts": job.attempts + 1})
             await self._jobs.save(job)
             lease = await self._leasing.intend(job, offer)
-            job = job.model_copy(update={"lease_id": lease.id})
+            where = {"lease_id": lease.id, "site": offer.site, "provider": offer.provider}
+            job = job.model_copy(update=where)
             await self._jobs.save(job)
         except BaseException:
             self._placing.discard(job.id)
@@ -390,4 +395,5 @@ class Scheduler:
         state = JobState.CANCELED if canceled else JobState.FAILED
         changes = {"outcome": outcome, "ended_at": datetime.now(UTC), "message": why}
         await self._jobs.save(job.advanced(state, **changes), why)
+        self._told_to_wait.discard(job.id)
         self._tell_ended(job.id)

@@ -37,6 +37,8 @@ from gridcloud.store.usage import UsageStore
 log = structlog.get_logger()
 _FIRST_RETRY, _LAST_RETRY = 2.0, 900.0
 _AT_ONCE = 8
+#: How long a borrower is shown receipts at a time: one that answers slowly delays no other's.
+_TURN_SECONDS = 20.0
 _PAGE = 100
 
 
@@ -99,6 +101,8 @@ class Accounting:
         #: When the next try is due of borrowers that did not answer (in the loop's time), and the
         #: pause after that.
         self._retries: dict[str, tuple[float, float]] = {}
+        #: How far borrowers were that ran out of time in their turn.
+        self._shown_to: dict[str, int] = {}
         #: Shows a receipt to a borrower (key, community, text). Set by who knows the way.
         self.show: Callable[[str, str, str], Awaitable[ReceiptReply]] = _nobody
 
@@ -106,6 +110,8 @@ class Accounting:
         """Read what was lent before, and begin to show receipts that wait for an answer."""
         for row in await self._receipts.consumed():
             self._consumed.add(*row)
+        self._retries.clear()
+        self._shown_to.clear()
         self._showing = asyncio.create_task(self._keep_showing(), name="receipts")
 
     async def stop(self) -> None:
@@ -227,7 +233,12 @@ class Accounting:
 
         async def show(borrower: str) -> None:
             async with slots:
-                await self._show_all_to(borrower)
+                try:
+                    async with asyncio.timeout(_TURN_SECONDS):
+                        await self._show_all_to(borrower)
+                except TimeoutError:  # others have their turn before the rest of it
+                    _, pause = self._retries.get(borrower, (0.0, _FIRST_RETRY))
+                    self._retries[borrower] = asyncio.get_running_loop().time(), pause
 
         async with asyncio.TaskGroup() as group:
             for borrower in waiting:
@@ -237,10 +248,11 @@ class Accounting:
         return max(0.0, min(due, default=now + _LAST_RETRY) - asyncio.get_running_loop().time())
 
     async def _show_all_to(self, borrower: str) -> None:
-        place, unanswered = 0, False
+        place = self._shown_to.pop(borrower, 0)
+        unanswered = place > 0  # what stands before that is shown again later
         while page := await self._receipts.open_to(borrower, place, _PAGE):
-            place = page[-1][0]
-            for _, receipt in page:
+            for place, receipt in page:
+                self._shown_to[borrower] = place  # should its turn be over now
                 try:
                     unanswered |= not await self._show(receipt)
                 except GridcloudError as error:
@@ -252,6 +264,7 @@ class Accounting:
                         return self._try_later(borrower)
         if unanswered:
             return self._try_later(borrower)
+        self._shown_to.pop(borrower, None)
         self._retries.pop(borrower, None)
         return None
 
@@ -271,6 +284,7 @@ class Accounting:
         return bool(reply.countersignature or reply.dispute)
 
     def _try_later(self, borrower: str) -> None:
+        self._shown_to.pop(borrower, None)
         _, pause = self._retries.get(borrower, (0.0, _FIRST_RETRY))
         due = asyncio.get_running_loop().time() + pause
         self._retries[borrower] = due, min(pause * 2, _LAST_RETRY)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from gridcloud.errors import GridcloudError, NotFound
+from gridcloud.errors import GridcloudError, NoCapacity, NotFound
 from gridcloud.model.identifiers import new_id
 from gridcloud.model.job import Job
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState, taken
@@ -36,12 +36,15 @@ class SiteLeasing:
         leases: LeaseStore,
         peers: Peers,
         country: Callable[[], str | None],
+        deciding: asyncio.Lock,
     ) -> None:
         self._site_name = site_name
         self._providers = providers
         self._leases = leases
         self._peers = peers
         self._country = country
+        #: Held while this host's capacity is given away, so that it is not given twice.
+        self._deciding = deciding
         self._giving_back: dict[str, asyncio.Task[None]] = {}
 
     async def offers(self) -> list[Offer]:
@@ -65,7 +68,18 @@ class SiteLeasing:
             community=offer.community,
             peer=offer.peer,
         )
-        await self._leases.save(lease)
+        if borrowed:
+            await self._leases.save(lease)
+            return lease
+        async with self._deciding:  # what was free when the job was matched may be lent by now
+            provider = self.provider(lease.provider)
+            offer = await self._own_offer(provider, await self._leases.live())
+            lacking = offer.known and offer.free.lacking(lease.need.resources)
+            if lacking:
+                raise NoCapacity(
+                    f"{offer.place} {', '.join(lacking)} by now.", hint="It is tried again."
+                )
+            await self._leases.save(lease)
         return lease
 
     async def fulfil(self, lease: Lease, offer: Offer) -> Lease:
@@ -85,8 +99,12 @@ class SiteLeasing:
     async def renew(self, lease: Lease, until: datetime) -> Lease:
         """See `Leasing`."""
         renewed = await self._peers.renew(lease, until)
-        await self._leases.save(renewed)
-        return renewed
+
+        def later(kept: Lease) -> Lease:
+            recalled = bool(kept.reason)  # meanwhile: that stands
+            return kept if recalled else kept.model_copy(update={"ends_at": renewed.ends_at})
+
+        return await self._leases.change(lease.id, later) or renewed
 
     async def release(self, lease: Lease, reason: str) -> None:
         """See `Leasing`. A loan is given back beside this, and counts as borrowed until then."""

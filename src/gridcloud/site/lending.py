@@ -38,6 +38,7 @@ from gridcloud.store.papers import PaperStore
 
 log = structlog.get_logger()
 _WORD_OF_THE_END = timedelta(minutes=1)
+_MOST_CALLED_OFF = 4096
 
 
 class Lending:
@@ -57,10 +58,13 @@ class Lending:
         self._leases = leases
         self._grants = Grants(keyring, papers)
         self._local = local
-        self._deciding = asyncio.Lock()
+        #: Held from a look at what is free until what is given of it is written down.
+        self.deciding = asyncio.Lock()
         self._recalling = asyncio.Lock()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._dead_since: dict[str, datetime] = {}
+        #: What was given back before it was asked for, oldest first.
+        self._called_off: dict[tuple[str, str], None] = {}
         self._background: set[asyncio.Task[None]] = set()
         #: Decides, and says what is offered.
         self.desk = LendingDesk(settings, leases, local)
@@ -118,9 +122,11 @@ class Lending:
         """
         parse_public(request.ssh_public_key)  # before anything is started for it
         async with self._lock(request.lease_id):
-            async with self._deciding:
+            async with self.deciding:
                 if await self._leases.find(request.lease_id) is not None:
                     return await self._again(request)
+                if (request.borrower, request.lease_id) in self._called_off:
+                    raise Conflict("That lease was given back.", hint="Ask for a new one.")
                 if not self.open:
                     raise Unavailable(f"{self._live.current.name} is starting or stopping.")
                 if refusal := await self.desk.refusal():
@@ -154,7 +160,7 @@ class Lending:
                 raise Conflict("That lease is over.", hint="Ask for a new one.")
             renewed = lease.renewed(until)
             if renewed is not lease:
-                async with self._deciding:
+                async with self.deciding:
                     renewed_until(await self.desk.lender(), lease, until, now)
                     await self._leases.save(renewed)
                 await self._move_end(renewed)
@@ -165,10 +171,18 @@ class Lending:
         return grant
 
     async def release(self, lease_id: str, borrower: str) -> None:
-        """Take back a loan at its borrower's word. Idempotent."""
-        with contextlib.suppress(NotFound):
-            await self._of(lease_id, borrower)
-            async with self._lock(lease_id):
+        """Take back a loan at its borrower's word. Idempotent.
+
+        One that is not known is not granted any more: its request may still be on its way.
+        """
+        async with self._lock(lease_id):
+            try:
+                await self._of(lease_id, borrower)
+            except NotFound:
+                self._called_off[borrower, lease_id] = None
+                if len(self._called_off) > _MOST_CALLED_OFF:
+                    del self._called_off[next(iter(self._called_off))]
+            else:
                 await self._end(lease_id, "given back")
 
     async def recall(self, lease_id: str, reason: str) -> Lease:
@@ -195,7 +209,7 @@ class Lending:
         if (await self._local().capacity()).resources.lacking(need.resources):
             return
         async with self._recalling:
-            async with self._deciding:
+            async with self.deciding:
                 self.desk.promise(need)
                 live = await self._leases.live()
                 have = (await self._local().capacity()).resources
@@ -229,14 +243,14 @@ class Lending:
     async def end_all(self, reason: str) -> None:
         """Lend nothing more, and end every loan, those just being granted too."""
         self.open = False
-        async with self._deciding:  # who was let in before has written an intent by now
+        async with self.deciding:  # who was let in before has written an intent by now
             lent = await self._lent()
         for lease in lent:
             await self._try_to_end(lease, reason)
 
     async def end_all_of(self, community: str, reason: str) -> None:
         """End every loan to members of a community, by its full identity."""
-        async with self._deciding:
+        async with self.deciding:
             lent = [lease for lease in await self._lent() if lease.community == community]
         for lease in lent:
             await self._try_to_end(lease, reason)

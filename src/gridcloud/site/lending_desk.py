@@ -22,7 +22,6 @@ from gridcloud.store.leases import LeaseStore
 #: How long room is kept for an own job after it was last said to wait.
 _PROMISE_HOLDS = timedelta(seconds=30)
 #: How old a sum over all that was lent may be; what runs now is added anew each time.
-_USAGE_HOLDS = timedelta(minutes=1)
 _LONGEST_PERIOD = timedelta(days=366)
 
 
@@ -39,10 +38,9 @@ class LendingDesk:
         self._promised = NOTHING
         self._promised_until = datetime.min.replace(tzinfo=UTC)
         self._opening: tuple[bool, ...] = ()
-        self._recent: tuple[datetime, dict[str, float]] = (self._promised_until, {})
         self.ledger = Ledger()
         #: Gives what each site used lately, by its key, for fairness among those that wait.
-        self.usage: Callable[[datetime], Mapping[str, float]] = self._recent_usage
+        self.usage: Callable[[datetime], Mapping[str, float]] = lambda now: {}
 
     async def start(self) -> None:
         """Read what was lent before."""
@@ -101,9 +99,6 @@ class LendingDesk:
     def ended(self, lease: Lease) -> None:
         """Count a loan that is over among what was used."""
         self.ledger.add(lease)
-        if lease.ended_at and lease.peer:
-            used = cpu_seconds(lease.need, lease.ended_at - lease.created_at)
-            self._recent[1][lease.peer] = self._recent[1].get(lease.peer, 0.0) + used
 
     def promise(self, need: Need) -> None:
         """Keep room for an own job for a while."""
@@ -175,13 +170,6 @@ class LendingDesk:
 
     async def _problem(self) -> str:
         return await self._local().lending_problem()
-
-    def _recent_usage(self, now: datetime) -> Mapping[str, float]:
-        read_at, recent = self._recent
-        if not timedelta(0) <= now - read_at < _USAGE_HOLDS:
-            recent = self.ledger.recent(now, self._live.current.lending.half_life)
-            self._recent = (now, recent)
-        return recent
 
     def _usage(self, lender: Lender, now: datetime) -> dict[str, float]:
         """Return what each site used lately, what runs now among it."""

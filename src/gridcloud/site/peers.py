@@ -10,7 +10,7 @@ import getpass
 import re
 import socket
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from gridcloud import __version__
 from gridcloud.errors import Forbidden, GridcloudError, InvalidSpec, Unavailable
 from gridcloud.grid.broker import Broker
 from gridcloud.grid.communities import read_code
+from gridcloud.grid.documents import LEEWAY
 from gridcloud.grid.identity import short
 from gridcloud.grid.messages import ReceiptReply
 from gridcloud.grid.offers import NOT_YET, PeerOffer
@@ -86,7 +87,9 @@ class Peers:
         self._asking: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._given_back: deque[tuple[datetime, Lease]] = deque(maxlen=1000)
-        self._offers = PeerOffers(_offer)
+        self._offers = PeerOffers(self._offer)
+        #: Gives the CPU-seconds borrowed of each lender lately, by its key.
+        self.borrowed_lately: Callable[[], Mapping[str, float]] = dict
         #: Called when something new was learned of what peers offer.
         self.on_change: Callable[[], None] = lambda: None
 
@@ -158,6 +161,8 @@ class Peers:
             raise Forbidden(f"{offer.site} granted a lease for longer than it offered.")
         if grant.prices != offer.prices:
             raise Forbidden(f"{offer.site} granted a lease at another price than it offered.")
+        if lease.need.time and grant.ends_at < lease.created_at + lease.need.time - LEEWAY:
+            raise Forbidden(f"{offer.site} granted a lease for less time than was asked for.")
         await self._tenancy.granted(grant)
         self._keyring.put_certificate(lease.id, grant.certificate)
         machine = Machine(
@@ -303,6 +308,16 @@ class Peers:
         """Remove a member for good; return its key."""
         return await (await self._started()).remove(community, site, reason)
 
+    def _offer(
+        self,
+        peer: PeerOffer,
+        borrowed: Iterable[Lease],
+        given_back: Iterable[tuple[datetime, Lease]],
+    ) -> Offer:
+        offer = _made_offer(peer, borrowed, given_back)
+        used = self.borrowed_lately().get(peer.address.key, 0.0)
+        return offer.model_copy(update={"share": used / (offer.capacity.cpus or 1)})
+
     def _check_reach(self, code: str) -> None:
         """Say at once what would otherwise be a time-out: loopback cannot reach another host."""
         _, invitation = read_code(code, datetime.now(UTC))
@@ -379,7 +394,7 @@ async def _noted(work: Coroutine[Any, Any, None]) -> None:
         log.info("peers could not be asked", cause=str(error))
 
 
-def _offer(
+def _made_offer(
     peer: PeerOffer, borrowed: Iterable[Lease], given_back: Iterable[tuple[datetime, Lease]]
 ) -> Offer:
     """Return a peer's offer as the planner sees it: as last said, less what was borrowed and

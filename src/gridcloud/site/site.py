@@ -94,6 +94,7 @@ class Site:
             self._leases,
             self.peers,
             lambda: self.settings.lending.country,
+            self._lending.deciding,
         )
         self._places = Places(self._logs, self._reaching.session)
         self.scheduler = Scheduler(
@@ -111,6 +112,8 @@ class Site:
         self._lending.recalls.tell = self.peers.recall
         self._lending.still_member = self.peers.is_member
         self._lending.on_ended = self.accounting.loan_ended
+        self._lending.desk.usage = self._lent_lately
+        self.peers.borrowed_lately = self._tenancy.borrowed_lately
         self.accounting.show = self.peers.show_receipt
         self._housekeeping: asyncio.Task[None] | None = None
 
@@ -124,6 +127,7 @@ class Site:
         self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self._database.open()
         await self.accounting.start()
+        await self._tenancy.start()
         self._load_providers()
         await self._lending.start()
         await self.peers.start()
@@ -325,6 +329,9 @@ class Site:
     def _recalled(self, lease: Lease, until: datetime, reason: str) -> None:
         self.scheduler.recalled(lease.id, until, reason)
 
+    def _lent_lately(self, now: datetime) -> dict[str, float]:
+        return self.accounting.usage(now, self.settings.lending.half_life)
+
     def _lending_changed(self) -> None:
         self.scheduler.wake()
         self.peers.offer_changed()
@@ -384,7 +391,13 @@ class Site:
     async def _mend(self, *, starting: bool) -> None:
         """Bring leases, jobs and what providers have into agreement."""
         made = await self._leasing.made()
-        jobs = {job.id: job.lease_id for job in await self.jobs.listed(_NOT_ENDED)}
+        jobs = {
+            # A job in line that nobody looks after names what it was to have before a failure.
+            job.id: job.lease_id
+            if job.state is not JobState.QUEUED or self.scheduler.attends(job.id)
+            else None
+            for job in await self.jobs.listed(_NOT_ENDED)
+        }
         leases = await self._leases.live()
         mending = reconcile(leases, jobs, made, datetime.now(UTC), starting=starting)
         await asyncio.gather(*(self._give_up(*each) for each in mending.release))

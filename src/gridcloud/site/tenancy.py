@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from gridcloud.errors import Forbidden, NotFound
-from gridcloud.grid.documents import sign
+from gridcloud.grid.documents import LEEWAY, sign
 from gridcloud.grid.identity import Identity, short
 from gridcloud.grid.papers import LeaseGrant
 from gridcloud.grid.receipts import (
@@ -19,12 +19,15 @@ from gridcloud.grid.receipts import (
     receipt_hash,
 )
 from gridcloud.model.lease import Lease, LeaseRole
-from gridcloud.model.usage import KeptReceipt, Loan, ReceiptState, Side
+from gridcloud.model.prices import Prices
+from gridcloud.model.usage import FadingSums, KeptReceipt, Loan, ReceiptState, Side
 from gridcloud.site.accounting import Names, kept, site_of
 from gridcloud.store.leases import LeaseStore
 from gridcloud.store.receipts import ReceiptStore
 from gridcloud.store.usage import UsageStore
 
+#: After this long what was borrowed counts half, for spreading what this site asks for.
+_FORGOTTEN_BY_HALVES = timedelta(days=7)
 #: Receipts of one lease that are kept; a lender that shows more, each another, is not heard.
 _MOST_OF_A_LEASE = 4
 
@@ -47,15 +50,38 @@ class Tenancy:
         self._usage = usage
         self._names = names
         self._clock = clock
+        self._lately = FadingSums[str](_FORGOTTEN_BY_HALVES)
         #: Called with the lease, its new end and the lender's reason once a recall is kept.
         self.on_recall: Callable[[Lease, datetime, str], None] = lambda lease, until, reason: None
 
+    async def start(self) -> None:
+        """Read what was borrowed before."""
+        for lender, ended, cpu_seconds in await self._receipts.borrowed_from():
+            self._lately.add(lender, ended, cpu_seconds)
+
+    def borrowed_lately(self) -> dict[str, float]:
+        """Return the CPU-seconds borrowed of each lender (by key); a week ago counts half."""
+        return self._lately.sums(self._clock())
+
     async def granted(self, grant: LeaseGrant) -> None:
-        """Keep the terms of a loan, of its newest grant; its receipt is judged by them."""
+        """Keep the terms of a loan; its receipt is judged by them. A later grant moves its end.
+
+        Raises `Forbidden` for a grant that begins before it was asked for, and for a later one
+        that changes more than the end.
+        """
+        lease = await self._leases.find(grant.lease_id)
+        if lease is not None and grant.starts_at < lease.created_at - LEEWAY:
+            raise _dishonest(grant, "granted a lease that began before it was asked for")
+        if lease is not None and grant.need != lease.need:
+            raise _dishonest(grant, "granted a lease for something else than was asked")
         site = await self._names.note(grant.community, grant.lender)
         await self._names.note(grant.community, grant.borrower, site_of(grant.person))
 
         def terms(known: Loan | None) -> Loan:
+            if known is not None:
+                if _agreed(grant) != (known.lender, known.community, known.person, known.prices):
+                    raise _dishonest(grant, "changed the terms of a lease")
+                return known.model_copy(update={"ends_at": grant.ends_at})
             return Loan(
                 lease_id=grant.lease_id,
                 lender=grant.lender,
@@ -64,9 +90,8 @@ class Tenancy:
                 person=grant.person,
                 resources=grant.need.resources,
                 prices=grant.prices,
-                starts_at=min(grant.starts_at, known.starts_at) if known else grant.starts_at,
+                starts_at=grant.starts_at,
                 ends_at=grant.ends_at,
-                given_back_at=known.given_back_at if known else None,
             )
 
         await self._usage.change_loan(grant.lease_id, terms)
@@ -83,11 +108,10 @@ class Tenancy:
         lease = await self._borrowed(grant.lender, grant.lease_id)
         if lease.ends_at is not None and grant.ends_at >= lease.ends_at:
             return
-        if lease.live:
-            await self._leases.save(
-                lease.model_copy(update={"ends_at": grant.ends_at, "reason": reason})
-            )
-            ending = {"ends_at": grant.ends_at}
+        reason, ending = reason or "its owner needs it", {"ends_at": grant.ends_at}
+        if await self._leases.change(
+            lease.id, lambda kept: kept.model_copy(update=ending | {"reason": reason})
+        ):
             await self._usage.change_loan(
                 lease.id, lambda known: known and known.model_copy(update=ending)
             )
@@ -107,7 +131,11 @@ class Tenancy:
         if receipt.community == loan.community:
             await self._names.note(loan.community, mine.key, site_of(receipt.person))
 
+        new = False  # a receipt shown again counts once
+
         def decide(related: Sequence[KeptReceipt]) -> KeptReceipt:
+            nonlocal new
+            new = True
             if sum(each.lease_id == lease.id for each in related) >= _MOST_OF_A_LEASE:
                 raise Forbidden(f"{short(lender)} showed too many receipts of one lease.")
             others = [link(each.document, _reread(each)) for each in related]
@@ -124,6 +152,8 @@ class Tenancy:
 
         shown = kept(receipt, document, Side.BORROWED, ReceiptState.OPEN, loan.site)
         answer = await self._receipts.receive(shown, decide)
+        if new:
+            self._lately.add(lender, receipt.ended_at.timestamp(), shown.figures.cpu_hours * 3600)
         return answer.countersignature, answer.remark
 
     async def _loan(self, lease: Lease) -> Loan:
@@ -152,6 +182,17 @@ class Tenancy:
         if lease.peer != lender:
             raise Forbidden("That lease is another lender's.")
         return lease
+
+
+def _agreed(grant: LeaseGrant) -> tuple[str, str, str, Prices]:
+    """Return what no later grant changes."""
+    return grant.lender, grant.community, grant.person, grant.prices
+
+
+def _dishonest(grant: LeaseGrant, what: str) -> Forbidden:
+    return Forbidden(
+        f"{short(grant.lender)} {what}.", hint="Use another site, and tell that one's owner."
+    )
 
 
 def _reread(receipt: KeptReceipt) -> Receipt:

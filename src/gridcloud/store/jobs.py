@@ -12,8 +12,6 @@ from gridcloud.model.job import Event, Job, JobState
 from gridcloud.store.database import Database
 from gridcloud.store.schema import events, jobs
 
-_FINAL = tuple(state.value for state in JobState if state.final)
-
 
 class JobStore:
     """Jobs in the order they were submitted. Every write is on disk when the call returns."""
@@ -38,20 +36,21 @@ class JobStore:
 
         A job that has ended never changes: a late write to it has no effect. With ``held_by`` the
         same holds for a write in the name of an attempt that is no longer the current one.
-        Return whether the value was kept.
+        A cancel that was asked for meanwhile stays asked for. Return whether the value was kept.
         """
 
         def work(connection: Connection) -> bool:
-            if held_by is not None and not _holds(connection, held_by):
+            known = _find(connection, job.id)
+            if known is None or known.state.final:
                 return False
-            changed = connection.execute(
-                update(jobs)
-                .where(jobs.c.id == job.id, jobs.c.state.not_in(_FINAL))
-                .values(_row(job))
-            )
-            if message and changed.rowcount:
+            if held_by is not None and not known.held_by(held_by):
+                return False
+            asked = {"cancel_requested": job.cancel_requested or known.cancel_requested}
+            values = _row(job.model_copy(update=asked))
+            connection.execute(update(jobs).where(jobs.c.id == job.id).values(values))
+            if message:
                 _note(connection, [job], message)
-            return bool(changed.rowcount)
+            return True
 
         return await self._database.run(work)
 
@@ -63,11 +62,10 @@ class JobStore:
         """Remember that a job is to end, whatever its state is by now. Idempotent."""
 
         def work(connection: Connection) -> None:
-            query = select(jobs.c.value).where(jobs.c.id == job_id, jobs.c.state.not_in(_FINAL))
-            value = connection.execute(query).scalar()
-            if value is None:
+            known = _find(connection, job_id)
+            if known is None or known.state.final or known.cancel_requested:
                 return
-            job = Job.model_validate_json(value).model_copy(update={"cancel_requested": True})
+            job = known.model_copy(update={"cancel_requested": True})
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(_row(job)))
             _note(connection, [job], "cancel requested", "cancel")
 
@@ -150,9 +148,14 @@ class JobStore:
         return await self._database.run(work)
 
 
+def _find(connection: Connection, job_id: str) -> Job | None:
+    value = connection.execute(select(jobs.c.value).where(jobs.c.id == job_id)).scalar()
+    return Job.model_validate_json(value) if value else None
+
+
 def _holds(connection: Connection, job: Job) -> bool:
-    value = connection.execute(select(jobs.c.value).where(jobs.c.id == job.id)).scalar()
-    return value is not None and Job.model_validate_json(value).held_by(job)
+    known = _find(connection, job.id)
+    return known is not None and known.held_by(job)
 
 
 def _row(job: Job) -> dict[str, object]:

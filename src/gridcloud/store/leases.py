@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, select
@@ -20,30 +21,28 @@ class LeaseStore:
         self._database = database
 
     async def save(self, lease: Lease) -> None:
-        """Keep the lease's newest value."""
-        row = {
-            "id": lease.id,
-            "role": lease.role.value,
-            "state": lease.state.value,
-            "value": lease.model_dump_json(exclude_defaults=True),
-        }
+        """Keep the lease's newest value. One that is over stays so: a late write has no effect."""
+        await self._database.run(lambda connection: _put(connection, lease))
 
-        def work(connection: Connection) -> None:
-            statement = insert(leases).values(row)
-            connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=row))
+    async def change(self, lease_id: str, change: Callable[[Lease], Lease]) -> Lease | None:
+        """Keep what ``change`` makes of a lease as it is by then; return that. Atomic.
 
-        await self._database.run(work)
+        One that is unknown or over is left alone: then None is returned.
+        """
+
+        def work(connection: Connection) -> Lease | None:
+            kept = _find(connection, lease_id)
+            if kept is None or not kept.live:
+                return None
+            changed = change(kept)
+            _put(connection, changed)
+            return changed
+
+        return await self._database.run(work)
 
     async def find(self, lease_id: str) -> Lease | None:
         """Return the lease of that id, or None."""
-
-        def work(connection: Connection) -> Lease | None:
-            value = connection.execute(
-                select(leases.c.value).where(leases.c.id == lease_id)
-            ).scalar()
-            return Lease.model_validate_json(value) if value else None
-
-        return await self._database.run(work)
+        return await self._database.run(lambda connection: _find(connection, lease_id))
 
     async def live(self) -> list[Lease]:
         """Return the leases that hold capacity."""
@@ -71,3 +70,20 @@ class LeaseStore:
             ]
 
         return await self._database.run(work)
+
+
+def _find(connection: Connection, lease_id: str) -> Lease | None:
+    value = connection.execute(select(leases.c.value).where(leases.c.id == lease_id)).scalar()
+    return Lease.model_validate_json(value) if value else None
+
+
+def _put(connection: Connection, lease: Lease) -> None:
+    row = {
+        "id": lease.id,
+        "role": lease.role.value,
+        "state": lease.state.value,
+        "value": lease.model_dump_json(exclude_defaults=True),
+    }
+    still = leases.c.state != LeaseState.RELEASED.value
+    new = insert(leases).values(row)
+    connection.execute(new.on_conflict_do_update(index_elements=["id"], set_=row, where=still))

@@ -214,6 +214,17 @@ class ReceiptStore:
 
         return await self._database.run(work)
 
+    async def borrowed_from(self) -> list[tuple[str, float, float]]:
+        """Return lender, end (seconds since the epoch) and CPU-seconds of all that was borrowed."""
+
+        def work(connection: Connection) -> list[tuple[str, float, float]]:
+            c = receipts.c
+            query = select(c.lender, c.ended, c.cpu_hours * 3600)
+            found = connection.execute(query.where(c.side == Side.BORROWED.value))
+            return [tuple(row) for row in found]
+
+        return await self._database.run(work)
+
     async def knows_name(self, community: str, key: str, name: str = "") -> str:
         """Return the name kept of a member if it is ``name`` (any if that is empty), else ""."""
 
