@@ -113,3 +113,37 @@ async def test_a_grant_that_is_not_what_was_offered_is_refused(changes, why):
     )
     with pytest.raises(Forbidden, match=why):
         await peers.borrow(lease, offer)
+
+
+async def test_a_recall_that_overtakes_its_grant_stands(leases):
+    """The lender's two words may arrive in either order; the earlier end holds."""
+    now = datetime.now(UTC)
+    intent = Lease(
+        id="l",
+        role=LeaseRole.BORROWED,
+        state=LeaseState.INTENT,
+        provider="lent",
+        need=Need(),
+        created_at=now,
+        job_id="j",
+    )
+    await leases.save(intent)
+
+    async def borrow(lease, offer):
+        recall = {"ends_at": now + HOUR / 2, "reason": "own work"}
+        await leases.change(lease.id, lambda kept: kept.model_copy(update=recall))
+        return lease.model_copy(update={"state": LeaseState.ACTIVE, "ends_at": now + HOUR})
+
+    async def renew(lease, until):
+        return lease.model_copy(update={"ends_at": until})
+
+    peers = SimpleNamespace(borrow=borrow, renew=renew)
+    leasing = SiteLeasing("home", {}, leases, peers, lambda: None, asyncio.Lock())
+    active = await leasing.fulfil(intent, None)
+    assert (active.state, active.ends_at, active.reason) == (
+        LeaseState.ACTIVE,
+        now + HOUR / 2,
+        "own work",
+    )
+    kept = await leasing.renew(active, now + 2 * HOUR)
+    assert kept == active == await leases.find("l"), "a renewal does not undo it"

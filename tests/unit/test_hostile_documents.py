@@ -313,6 +313,15 @@ def test_books_full_of_contradictions_are_judged_in_little_time():
     assert took < 2
 
 
+@pytest.mark.parametrize(
+    "text", ["300.1.1.1:1", "1.1.1.1:65536", "1.2.3.4.5:1", "[::::]:1", "[1.1.1.1.1]:1", "1.1.1.1:"]
+)
+def test_what_only_looks_like_an_address_is_none(text):
+    """The pattern lets it through; the meaning does not."""
+    with pytest.raises(ValidationError):
+        TypeAdapter(Address).validate_python(text)
+
+
 @quick
 @given(twisted({"at": "10.0.0.1:4433"}), st.text(alphabet="0123456789abcdef:.[]", max_size=40))
 def test_addresses_are_addresses(tree, text):

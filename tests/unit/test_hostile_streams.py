@@ -183,6 +183,36 @@ def test_one_stranger_leaves_room_for_others():
     assert services._has_room("member")
 
 
+@pytest.mark.parametrize(("key", "most"), [("member", 128), ("stranger", 4)])
+async def test_streams_that_come_all_at_once_are_counted(key, most):
+    """A link that hands over hundreds in one turn of the loop gets no more than its share."""
+    services = Services(LinkTable(lambda _key: False), lambda key: key == "member")
+    held, taken = asyncio.Event(), []
+
+    async def hold(_key, stream):
+        taken.append(stream)
+        await held.wait()
+
+    services.serve("hold", hold)
+    streams = [Said(header("hold")) for _ in range(200)]
+
+    class Burst(Line):
+        async def accept(self):
+            if not left:
+                held.set()
+                raise LinkDown("it is over")
+            if len(left) == 1:
+                await asyncio.sleep(0.1)
+            return left.pop()
+
+    left = list(streams)
+    assert services.attach(Burst(key))
+    await held.wait()
+    assert 0 < len(taken) <= most
+    assert all(stream.closed for stream in streams if stream not in taken)
+    await services.close()
+
+
 def test_strangers_share_a_small_rate_of_streams():
     """However many keys a host makes up, what it opens is taken at one rate."""
     services = Services(LinkTable(lambda _key: False), lambda key: key == "member")
@@ -363,6 +393,21 @@ def test_a_certificate_of_another_kind_of_key_is_turned_away(private):
     assert peer_key(GOOD) == EVE.key
     with pytest.raises(LinkDown):
         peer_key(certificate(private))
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        (bytes.fromhex("a003020102"), bytes.fromhex("a003020105")),
+        (b"\x2b\x65\x70", b"\x2b\x65\x7f"),
+    ],
+    ids=["version", "algorithm"],
+)
+def test_a_certificate_of_no_known_kind_is_turned_away(part, other):
+    """A version or an algorithm that nobody has heard of is no fault of ours."""
+    assert part in GOOD
+    with pytest.raises(LinkDown, match="malformed"):
+        peer_key(GOOD.replace(part, other))
 
 
 @quick

@@ -754,3 +754,18 @@ async def test_a_borrower_that_answers_slowly_delays_no_other(pair, monkeypatch)
 
 async def _is(condition):
     return condition
+
+
+async def test_a_loan_is_recalled_once(pair):
+    """A lender that goes on to shorten it, by a little each time, is not heard."""
+    lease, grant = await pair.lend()
+    recalled = []
+    pair.borrower.tenancy.on_recall = lambda *word: recalled.append(word)
+    for less in range(1, 9):
+        ends_at = START + HOUR - timedelta(seconds=less)
+        early = grant.model_copy(update={"ends_at": ends_at, "revision": less})
+        await pair.borrower.tenancy.recalled(early, "own work")
+    assert len(recalled) == 1
+    assert (await pair.borrower.leases.find(lease.id)).ends_at == START + HOUR - timedelta(
+        seconds=1
+    )

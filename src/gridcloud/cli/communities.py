@@ -261,11 +261,14 @@ def members(name: str | None, *, json_: bool) -> None:
             ", ".join(member.roles),
             f"{member.since:%Y-%m-%d}" if member.since else "",
             render.plain(member.by),
-            f"[red]{render.plain(member.problem)}[/]" if member.problem else "",
         )
         for member in found
     ]
-    return render.table(("community", "site", "key", "roles", "since", "by", ""), rows)
+    render.table(("community", "site", "key", "roles", "since", "by"), rows)
+    for member in found:
+        if member.problem:
+            click.echo(f"{render.safe(member.site_name)}: {render.safe(member.problem)}")
+    return None
 
 
 @community.command("list")
@@ -286,8 +289,11 @@ def list_(*, json_: bool) -> None:
             each.name,
             each.id,
             ", ".join(each.roles) or each.waiting,
-            f"[red]{render.plain(each.problem)}[/]" if each.problem else "",
         )
         for each in found
     ]
-    return render.table(("name", "identity", "roles", ""), rows)
+    render.table(("name", "identity", "roles"), rows)
+    for each in found:
+        if each.problem:
+            click.echo(f"{each.name}: {render.safe(each.problem)}")
+    return None

@@ -43,7 +43,8 @@ def show(community: str | None, *, json_: bool) -> None:
     render.table(*render.without({"GPUs": ""}, columns, rows), right=numbers)
     for site in sites:
         if problem := site.problem or site.offer_problem:
-            click.echo(f"{render.safe(site.site_name)}: {render.safe(problem)}")
+            name = render.safe(site.site_name)
+            click.echo(f"{name}: {render.safe(problem).removeprefix(name).lstrip()}")
     return None
 
 

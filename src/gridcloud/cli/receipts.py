@@ -220,8 +220,8 @@ def _report(audit: Audit) -> None:
             click.echo(f"community {community}")
     wrong = len({(flaw.file, flaw.line) for flaw in audit.flaws})
     click.echo(
-        f"{audit.receipts} receipts, {audit.open} not countersigned, "
-        + (f"{wrong} lines wrong" if wrong else "nothing wrong")
+        f"{audit.receipts} receipt{'s' * (audit.receipts != 1)}, {audit.open} not countersigned, "
+        + (f"{wrong} line{'s' * (wrong > 1)} wrong" if wrong else "nothing wrong")
     )
 
 

@@ -89,8 +89,14 @@ class SiteLeasing:
         else:
             machine = await self.provider(lease.provider).launch(lease)
             active = lease.model_copy(update={"machine": machine, "state": LeaseState.ACTIVE})
-        await self._leases.save(active)
-        return active
+
+        def granted(kept: Lease) -> Lease:
+            if not kept.reason:
+                return active
+            recall = {"ends_at": kept.ends_at, "reason": kept.reason}  # it came first
+            return active.model_copy(update=recall)
+
+        return await self._leases.change(lease.id, granted) or active
 
     async def find(self, lease_id: str) -> Lease | None:
         """See `Leasing`."""

@@ -309,8 +309,11 @@ class Site:
     async def leave_community(self, name: str) -> LeftInfo:
         """Leave a community: what is lent there ends first; refused while something is borrowed."""
         community = pick(name, [info.id for info in await self.peers.communities()])
+        jobs = {job.id for job in await self.jobs.listed(_NOT_ENDED)}
         for lease in await self._leases.live():
-            if lease.role is LeaseRole.BORROWED and lease.community == community:
+            # What is only being given back, to a site that is away say, keeps nobody in.
+            borrowed = lease.role is LeaseRole.BORROWED and lease.job_id in jobs
+            if borrowed and lease.community == community:
                 raise Conflict(
                     f"A job runs on what was borrowed in {name}.",
                     hint="Wait for it, or cancel it first: see 'gridcloud jobs'.",

@@ -106,8 +106,8 @@ class Tenancy:
     async def recalled(self, grant: LeaseGrant, reason: str) -> None:
         """See `Tenant`."""
         lease = await self._borrowed(grant.lender, grant.lease_id)
-        if lease.ends_at is not None and grant.ends_at >= lease.ends_at:
-            return
+        if lease.reason or (lease.ends_at is not None and grant.ends_at >= lease.ends_at):
+            return  # a lease is recalled once
         reason, ending = reason or "its owner needs it", {"ends_at": grant.ends_at}
         if await self._leases.change(
             lease.id, lambda kept: kept.model_copy(update=ending | {"reason": reason})
