@@ -1,8 +1,10 @@
 """One peer of pyipv8, which the mesh is measured against.
 
 Called with ``HOST PORT FIRST_HOST FIRST_PORT``. It waits for a line on its standard input, then
-joins by the first peer, and prints a line ``SECONDS PEERS`` (of the machine's monotonic clock)
-whenever the number of its peers changes.
+joins by the first peer, and prints a line ``SECONDS PEERS GONE`` (of the machine's monotonic clock)
+whenever the number of its peers, or of those it has lost, changes.
+
+pyipv8 is LGPL-3. It runs in processes of its own, only here, and nothing of gridcloud imports it.
 """
 
 from __future__ import annotations
@@ -37,19 +39,20 @@ class Mesh(DiscoveryCommunity):
 
     def started(self) -> None:
         """Tell how many peers there are, as they come and go."""
-        last = -1
+        last, most = -1, 0
 
         async def tell() -> None:
-            nonlocal last
+            nonlocal last, most
             if (count := len(self.get_peers())) != last:
-                last = count
-                print(time.monotonic(), count, flush=True)
+                last, most = count, max(most, count)
+                print(time.monotonic(), count, most - count, flush=True)
 
         self.register_task("tell", tell, interval=0.05)
 
 
 async def main(host: str, port: int, first: tuple[str, int]) -> None:
     """Run one peer until its process is ended."""
+    print(time.monotonic(), 0, 0, flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     settings = ConfigBuilder().clear_keys().clear_overlays()
     settings.set_address(host).set_port(port)

@@ -9,7 +9,7 @@ Events and the time go in (seconds, of any clock that only grows), actions come 
 is to be answered by `answered` or `failed`, every `ProbeVia` by `vouched` or `unvouched`.
 
 State is kept only of peers that something is known of, so that a large grid costs little. Its
-events all touch the same few tables, and so stand in one module.
+events all touch the same few tables, and so stand in one module of over 400 lines.
 """
 
 from __future__ import annotations
