@@ -42,6 +42,8 @@ def _commands(group: click.Group, path: tuple[str, ...]) -> Iterator[str]:
         command = group.get_command(context, name)
         assert command is not None
         if isinstance(command, click.Group):
+            if command.invoke_without_command:  # a command by itself, beside those below it
+                yield from _command(command, (*path, name))
             yield from _commands(command, (*path, name))
         else:
             yield from _command(command, (*path, name))

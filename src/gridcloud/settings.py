@@ -53,10 +53,19 @@ Bytes = Annotated[int, _as_written(parse_bytes)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
 #: A community's name, with its founder's key or the first 8 digits of it to tell two apart.
 CommunityPattern = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(\.[0-9a-f]{8,64})?$")]
+
+
+def _people(text: str) -> str:
+    if not re.fullmatch(r"([A-Za-z0-9._-]{1,64}|\*)@([a-z0-9][a-z0-9-]{0,62}|\*)", text):
+        raise InvalidSpec(
+            "this is no pattern of people.",
+            hint='Write user@site, as "alice@university", "*@university" or "alice@*".',
+        )
+    return text
+
+
 #: ``user@site``, where ``*`` stands for everybody or every site.
-PeoplePattern = Annotated[
-    str, Field(pattern=r"^([A-Za-z0-9._-]{1,64}|\*)@([a-z0-9][a-z0-9-]{0,62}|\*)$")
-]
+PeoplePattern = Annotated[str, _as_written(_people)]
 
 
 class GridSettings(Frozen):

@@ -313,7 +313,7 @@ async def test_a_refusal_of_the_owner_comes_back_as_it_was(pair):
 @pytest.mark.parametrize(
     "lie",
     [
-        {"borrower": "0" * 64},
+        {"borrower": "1" * 64},
         {"lease_id": "other"},
         {"person": "root@lab"},
         {"need": Need(cpus=1)},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gridcloud.cli.options import as_json, print_json
-from gridcloud.cli.usage import SINCE
+from gridcloud.cli.usage import PERSON, SINCE
 
 if TYPE_CHECKING:
     from gridcloud.model.usage import Audit, KeptReceipt
@@ -25,7 +25,7 @@ def receipts() -> None:
 
 @receipts.command("list")
 @click.option("--community", metavar="NAME", help="Only in this community.")
-@click.option("--person", metavar="USER@SITE", help="Only for this person.")
+@click.option("--person", type=PERSON, metavar="USER@SITE", help="Only for this person.")
 @click.option("--since", type=SINCE, help="Only loans that ended since: 7d, or 2026-05-01 (UTC).")
 @click.option("--lent", "side", flag_value="lent", help="Only what was lent.")
 @click.option("--borrowed", "side", flag_value="borrowed", help="Only what was borrowed.")

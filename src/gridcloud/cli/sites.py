@@ -56,6 +56,7 @@ def offers(
     rows = []
     for verdict in reply.plan.verdicts:
         offer = verdict.offer
+        amount = offer.free.memory_bytes, offer.capacity.memory_bytes
         if verdict.rank:
             word = f"[green]{verdict.rank}[/]"
         else:
@@ -65,9 +66,9 @@ def offers(
                 word,
                 offer.place,
                 offer.community.split(".")[0] if offer.community else "own",
-                f"{offer.free.cpus}/{offer.capacity.cpus}",
-                render.part(offer.free.memory_bytes, offer.capacity.memory_bytes),
-                f"{offer.free.gpus}/{offer.capacity.gpus}",
+                f"{offer.free.cpus}/{offer.capacity.cpus}" if offer.capacity.cpus else "",
+                render.part(*amount) if amount[1] else "",
+                f"{offer.free.gpus}/{offer.capacity.gpus}" if offer.capacity.gpus else "",
                 format_duration(offer.max_time) if offer.max_time else "",
                 " ".join(filter(None, (offer.country, offer.kind))),
                 f"{offer.prices.cost(need.resources, timedelta(hours=1)):g}",
@@ -76,7 +77,7 @@ def offers(
     click.echo(f"need: {need}; CPUs, memory and GPUs are what is free, of all there is")
     numbers = ("CPUs", "memory", "GPUs", "longest", "an hour")
     columns = ("rank", "offer", "from", *numbers[:4], "where", "an hour")
-    empty = {"GPUs": "0/0", "longest": "", "where": "", "an hour": "0"}
+    empty = {"GPUs": "", "longest": "", "where": "", "an hour": "0"}
     render.table(*render.without(empty, columns, rows), right=numbers)
     for verdict in reply.plan.verdicts:
         if verdict.reasons:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,26 @@ class _Since(click.ParamType[datetime]):
 SINCE = _Since()
 
 
+class _Person(click.ParamType[str]):
+    """A user and the site that vouches for them."""
+
+    name = "person"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        text = str(value)
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}@[a-z0-9][a-z0-9-]{0,62}", text):
+            self.fail(f"{text!r} is no person: write user@site, as alice@university.", param, ctx)
+        return text
+
+
+PERSON = _Person()
+
+
 @click.command()
 @click.option("--community", metavar="NAME", help="Only in this community.")
-@click.option("--person", metavar="USER@SITE", help="Only for this person.")
+@click.option("--person", type=PERSON, metavar="USER@SITE", help="Only for this person.")
 @click.option("--since", type=SINCE, help="Only loans that ended since: 7d, or 2026-05-01 (UTC).")
 @click.option(
     "--by",

@@ -194,8 +194,8 @@ class Auditor:
                 if mine.lender in self._sites:
                     self._entries[mine.id].problems.append(f"before it number {gap} is missing")
                 else:
-                    where = mine.community.partition(".")[0]
-                    self._note(f"{short(mine.lender)} in {where}: number {gap} is not here")
+                    where = f"{short(mine.lender)} in {mine.community.partition('.')[0]}"
+                    self._note(f"{where}: number {gap} is not here (of others, or left out)")
             before = number
 
     def _note(self, text: str) -> None:

@@ -379,7 +379,7 @@ class OverlayTransport:
 
     def _silent(self, peer: PeerAddress, timeout: float) -> Unavailable:
         where = ", ".join([*peer.addresses, *(f"{each} (TLS)" for each in peer.tls)])
-        return unreachable(peer.key, where, f"nobody with that key answered within {timeout:g} s")
+        return unreachable(peer.key, where, f"nobody with that key answered within {timeout:.2g} s")
 
     def _in_background(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
