@@ -137,9 +137,11 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in _anchors(file), f"{name(page)}: {target}"
     for path in re.findall(r"`((?:src|tests|tools|docs|examples|bench)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), f"{name(page)}: {path}"
-    for file, test in re.findall(r"`(tests/[\w/.-]+\.py)::(\w+)`", text):
+    for file, groups, test in re.findall(r"`(tests/[\w/.-]+\.py)::((?:\w+::)*)(\w+)`", text):
         code = (ROOT / file).read_text(encoding="utf-8")
         assert f"def {test}(" in code, f"{name(page)}: {file}::{test}"
+        for group in groups.split("::")[:-1]:
+            assert f"class {group}" in code, f"{name(page)}: {file}::{group}"
 
 
 def _anchors(file: Path):

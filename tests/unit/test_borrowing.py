@@ -76,8 +76,8 @@ async def test_what_was_lent_since_a_job_was_matched_is_not_given_twice(leases):
     ("changes", "why"),
     [
         ({"ends_at": 0.1 * HOUR}, "less time"),
-        ({"ends_at": 50 * HOUR}, "longer than it offered"),
-        ({"prices": Prices(cpu_hour=9.0)}, "another price"),
+        ({"ends_at": 9000 * HOUR}, "more than a year"),
+        ({"prices": Prices(cpu_hour=9.0)}, "charge more"),
     ],
 )
 async def test_a_grant_that_is_not_what_was_offered_is_refused(changes, why):

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gridcloud.access.keys import ephemeral, public_line
-from gridcloud.errors import Conflict, Forbidden, GridcloudError, NoCapacity, Unavailable
+from gridcloud.errors import (
+    Conflict,
+    Forbidden,
+    GridcloudError,
+    InvalidSpec,
+    NoCapacity,
+    Unavailable,
+)
 from gridcloud.grid.leasing import LeaseRequest
 from gridcloud.grid.papers import Role
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
@@ -204,6 +211,15 @@ async def test_the_same_request_gets_the_same_grant(desk):
         await desk.grant()
     assert desk.host.launched == ["l1"]
     assert [lease_id for lease_id, *_ in desk.ended] == ["l1"], "told once"
+
+
+async def test_what_is_no_ssh_key_starts_nothing(desk):
+    """A key that no certificate can be made for is refused before anything is launched."""
+    bad = desk.request().model_copy(update={"ssh_public_key": "ssh-ed25519 AAAA"})
+    with pytest.raises(InvalidSpec, match="public key"):
+        await desk.lending.grant(bad)
+    assert desk.host.launched == []
+    assert desk.leases.kept == {}
 
 
 async def test_what_is_given_back_before_its_request_comes_is_not_granted(desk):

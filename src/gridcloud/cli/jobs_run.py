@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: What decides which program a bare name means; sent along for runs on this machine only.
 _SHELL_VARIABLES = ("PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG", "LC_ALL", "TZ")
+#: After this long without a place, a person is told why.
+_PATIENT_SECONDS = 2.0
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -170,15 +172,41 @@ def _stream(client: Client, job_id: str) -> None:
             failure.append(error)
 
     sys.stdout.flush()
-    beside = threading.Thread(target=copy, args=("stderr", 2), daemon=True)
-    beside.start()
+    ended = threading.Event()
+    beside = [
+        threading.Thread(target=copy, args=("stderr", 2), daemon=True),
+        threading.Thread(target=_tell_why_it_waits, args=(client, job_id, ended), daemon=True),
+    ]
+    for thread in beside:
+        thread.start()
     copy("stdout", 1)
-    beside.join()
+    ended.set()
+    for thread in beside:
+        thread.join()
     if failure:
         from gridcloud.cli import render
 
         why = render.safe_lines(str(failure[0]))
         click.echo(f"gridcloud: the output broke off: {why}", err=True)
+
+
+def _tell_why_it_waits(client: Client, job_id: str, ended: threading.Event) -> None:
+    """While a job has no place, say on standard error what it waits for, once it has waited."""
+    from gridcloud.cli import render
+    from gridcloud.model.job import JobState
+
+    told = 0
+    while not ended.wait(_PATIENT_SECONDS):
+        try:
+            (job,) = client.wait(job_id, timedelta(0))
+            if job.state not in (JobState.NEW, JobState.QUEUED):
+                return
+            for event in client.events(job_id, told):
+                told = event.number
+                if event.message.startswith(("waiting: ", "refused ")):
+                    click.echo(f"gridcloud: {render.safe_lines(event.message)}", err=True)
+        except GridcloudError:  # the output's own thread tells it
+            return
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -20,6 +20,14 @@ class Prices(Frozen):
     memory_gib_hour: Credits = 0.0
     gpu_hour: Credits = 0.0
 
+    def at_most(self, other: Prices) -> bool:
+        """Whether nothing costs more than by ``other``."""
+        return (
+            self.cpu_hour <= other.cpu_hour
+            and self.memory_gib_hour <= other.memory_gib_hour
+            and self.gpu_hour <= other.gpu_hour
+        )
+
     def cost(self, resources: Resources, time: timedelta) -> float:
         """Return what these resources cost for that time, in credits."""
         an_hour = (

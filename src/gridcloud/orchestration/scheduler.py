@@ -1,4 +1,7 @@
-"""Takes jobs in, places them, keeps one driver for each that is placed, mends after a restart."""
+"""Takes jobs in, places them, keeps one driver for each that is placed, mends after a restart.
+
+It is over 400 lines, since every way a job may go is to be seen in one place.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from gridcloud.orchestration.departure import see_off
 from gridcloud.orchestration.driver import TWICE, InterruptedByStore, JobDriver
 from gridcloud.orchestration.line import Placing
 from gridcloud.orchestration.market import Wish, suitable
+from gridcloud.orchestration.pauses import Pauses
 from gridcloud.orchestration.ports import JobKeeper, Leasing, Workplaces
 from gridcloud.orchestration.waiting import WaitingLine
 from gridcloud.settings import JobSettings
@@ -67,6 +71,7 @@ class Scheduler:
         self._recalls: dict[str, tuple[datetime, str]] = {}
         self._beside: set[asyncio.Task[None]] = set()
         self._told_to_wait: set[str] = set()
+        self._pauses = Pauses()
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._listeners: set[asyncio.Queue[str]] = set()
@@ -214,7 +219,8 @@ class Scheduler:
         for job in queued:
             if job.cancel_requested:  # before a restart, or while its place was lost
                 await self._cancel_one(job.id)
-        queued = [job for job in queued if not job.cancel_requested]
+        now = asyncio.get_running_loop().time()
+        queued = [j for j in queued if not j.cancel_requested and self._pauses.over(j.id, now)]
         if not queued:
             return
         untold = {job.id for job in queued} - self._told_to_wait
@@ -242,7 +248,6 @@ class Scheduler:
     async def _take(self, job: Job, offer: Offer) -> None:
         """Write the intent, which takes the capacity at once; the rest goes on beside us."""
         self._placing.add(job.id)
-        self._told_to_wait.discard(job.id)
         try:
             job = await self._jobs.get(job.id)
             if job.cancel_requested and not job.state.final:
@@ -289,14 +294,20 @@ class Scheduler:
             self.recalled(lease.id, *recall)
         if not self._placing:
             self._recalls.clear()
+        self._told_to_wait.discard(job.id)
+        self._pauses.forget(job.id)
         self._follow(driver)
 
     async def _refused(self, job: Job, lease: Lease, offer: Offer, error: GridcloudError) -> None:
+        loop = asyncio.get_running_loop()
         seconds = self._choosing.shun(offer)
-        asyncio.get_running_loop().call_later(seconds, self._wake.set)
+        if not error.retryable:
+            seconds = max(seconds, self._pauses.refused(job.id, loop.time()))
+        loop.call_later(seconds, self._wake.set)
         await self._leasing.release(lease, str(error))
         job = job.model_copy(update={"lease_id": None, "site": None, "provider": None})
-        await self._jobs.save(job, f"refused by {offer.place}: {error}")
+        told = f"refused by {offer.place}: {error}"
+        await self._jobs.save(job, told if self._pauses.news(job.id, told) else "")
         if job.id in self._canceled:
             await self._end(job, Outcome(reason="canceled"), "canceled before it began")
 
@@ -396,4 +407,5 @@ class Scheduler:
         changes = {"outcome": outcome, "ended_at": datetime.now(UTC), "message": why}
         await self._jobs.save(job.advanced(state, **changes), why)
         self._told_to_wait.discard(job.id)
+        self._pauses.forget(job.id)
         self._tell_ended(job.id)

@@ -54,6 +54,7 @@ log = structlog.get_logger()
 _REFRESH_TIMEOUT = 2.0
 #: By how much a lease may end after the longest time offered.
 _CLOCKS_AND_STAGING = timedelta(minutes=15)
+_LONGEST_LOAN = timedelta(days=366)
 _FIRST_RETRY, _LAST_RETRY = 2.0, 60.0
 #: After what time a site that waits for approval first asks again.
 _FIRST_ASK = 3.0
@@ -156,11 +157,14 @@ class Peers:
             user=_user(),
             ssh_public_key=key,
         )
-        longest = (offer.max_time or timedelta(0)) + _CLOCKS_AND_STAGING
-        if grant.ends_at > datetime.now(UTC) + longest:
-            raise Forbidden(f"{offer.site} granted a lease for longer than it offered.")
-        if grant.prices != offer.prices:
-            raise Forbidden(f"{offer.site} granted a lease at another price than it offered.")
+        # Who has more rights than a plain member may get it longer and cheaper than offered to all.
+        if grant.ends_at > datetime.now(UTC) + _LONGEST_LOAN:
+            raise Forbidden(f"{offer.site} granted a lease that ends in more than a year.")
+        if not grant.prices.at_most(offer.prices):
+            raise Forbidden(
+                f"{offer.site} would charge more than it offers to all.",
+                hint="Choose another site, or ask its administrator.",
+            )
         if lease.need.time and grant.ends_at < lease.created_at + lease.need.time - LEEWAY:
             raise Forbidden(f"{offer.site} granted a lease for less time than was asked for.")
         await self._tenancy.granted(grant)
