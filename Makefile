@@ -40,6 +40,9 @@ bench: $(VENV)/.bench ## Measure speed side by side with the alternatives; print
 	tests/testbeds/install
 	$(BIN)/python bench/first_light.py
 	$(BIN)/python bench/matching.py
+	$(BIN)/python bench/leases.py
+	$(BIN)/python bench/thousand.py
+	$(BIN)/python bench/mesh.py
 
 simulate: $(VENV)/.dev ## Simulate grids of 10 to 5000 sites; SEEDS=N, SITES=10,100; KIND=… SEED=N is one run again.
 	@PYTHONPATH=tests PYTHONHASHSEED=0 $(BIN)/python -m simulation $(if $(KIND),--kind $(KIND)) \

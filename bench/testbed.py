@@ -19,20 +19,20 @@ import psutil
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from testbeds import sshd
-from testbeds.sites import GRIDCLOUD, SiteProcess
+from testbeds.sites import GRIDCLOUD, SiteProcess, wait_until
 
-__all__ = ["GRIDCLOUD", "SiteProcess"]
+__all__ = ["GRIDCLOUD", "SiteProcess", "wait_until"]
 
 _PSIJ = Path(__file__).with_name("psij_jobs.py")
 _PR_SET_CHILD_SUBREAPER = 36
-_CAPACITY = '[providers.local]\ncpus = 2\nmemory = "8G"\n'
-_LENDING = '[lending]\nenabled = true\nmax_time = "1h"\ndisk = "1G"\n'
+CAPACITY = '[providers.local]\ncpus = 2\nmemory = "8G"\n'
+LENDING = '[lending]\nenabled = true\nmax_time = "1h"\ndisk = "1G"\n'
 
 
 @contextlib.contextmanager
 def site(base: Path, name: str, *, lending: bool = False) -> Iterator[SiteProcess]:
     """Start a site of two CPUs; end it and all it started."""
-    made = SiteProcess(base / name, name, _CAPACITY + (_LENDING if lending else ""))
+    made = SiteProcess(base / name, name, CAPACITY + (LENDING if lending else ""))
     try:
         made.start()
         made.stop()  # a first start also makes the store, and loads what that takes

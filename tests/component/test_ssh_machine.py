@@ -327,12 +327,12 @@ def test_names_that_are_no_text(far, machine, tmp_path):
 
 def test_a_cut_connection_goes_unnoticed_by_the_job(far, machine):
     """Sessions killed twice: the job goes on, its log is whole and each line is there once."""
-    job = submit(far, "for i in $(seq 30); do echo line $i; sleep 0.1; done; exit 3")
+    job = submit(far, "for i in $(seq 100); do echo line $i; sleep 0.1; done; exit 3")
     for text in ("line 2\n", "line 12\n"):
         wait_for_text(far, job, text)
         cut(machine)
     assert end(far, job).outcome.exit_code == 3
-    expected = "".join(f"line {number}\n" for number in range(1, 31))
+    expected = "".join(f"line {number}\n" for number in range(1, 101))
     assert far.cli("logs", job.id).stdout == expected
     assert "trying again" in far.cli("events", job.id).stdout
     assert left_there(machine) == []

@@ -252,3 +252,22 @@ def test_in_the_end_everybody_is_seen_as_they_are(events, seed):
     table.pass_time(25)
     assert set(table.swim.alive()) == members & table.up
     assert all(table.state(key) is PeerState.DEAD for key in members - table.up)
+
+
+def test_a_slow_site_asks_less_and_waits_longer():
+    """What is late here is not taken for a silence there, and makes no more work for anybody."""
+    quick, slow = Table(10), Table(10)
+    slow.swim.slowness = 5.0
+    for table in (quick, slow):
+        table.pass_time(5)
+        table.asked.clear()
+        table.pass_time(20)
+        assert set(table.swim.alive()) == table.up
+    assert len(slow.asked) < len(quick.asked) / 4
+    slow.up.remove("p3")
+    slow.pass_time(90)
+    assert slow.state("p3") is PeerState.DEAD
+    first = min(action.timeout for _, action in slow.asked if isinstance(action, Probe))
+    assert first >= 5 * min(
+        action.timeout for _, action in quick.asked if isinstance(action, Probe)
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -276,14 +277,12 @@ class IrohCarrier:
             # Left to itself iroh would listen on every address of the other IP family.
             # On the same port, so that it too stays over restarts: iroh goes on dialling the path
             # that answered last, and a peer on this host may have found this one.
-            binds.append(show("::1" if self._host.version == 4 else "127.0.0.1", self._port))
+            other = "::1" if self._host.version == 4 else "127.0.0.1"
+            # Tried before: after a failure iroh keeps the port that it did get for a moment.
+            if _can_be_had(other, self._port):
+                binds.append(show(other, self._port))
         try:
-            try:
-                return await self._bind(binds)
-            except iroh.IrohError:
-                if len(binds) == 1:
-                    raise
-                return await self._bind(binds[:1])  # a host without the other family
+            return await self._bind(binds)
         except iroh.IrohError as error:
             raise Unavailable(
                 f"The grid cannot listen on {binds[0]}: {cause(error)}.",
@@ -325,6 +324,17 @@ class IrohCarrier:
             log.debug("incoming connection failed", error=str(error))
         except Exception:  # a fault of ours costs one connection, not the accepting of others
             log.exception("incoming connection failed")
+
+
+def _can_be_had(host: str, port: int) -> bool:
+    """Say whether a UDP port is free; false on a host without that IP family."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as trial:
+            trial.bind((host, port))
+    except OSError:
+        return False
+    return True
 
 
 def _relay_mode(relays: Sequence[str]) -> iroh.RelayMode:

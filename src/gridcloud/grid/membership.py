@@ -15,7 +15,7 @@ import structlog
 from gridcloud.errors import Conflict, Forbidden, GridcloudError, NotFound
 from gridcloud.grid.community_store import CommunityStore, Shelf
 from gridcloud.grid.credentials import verify_credential
-from gridcloud.grid.documents import Clock, claimed_signer, sign, verify
+from gridcloud.grid.documents import LEEWAY, Clock, claimed_signer, sign, verify
 from gridcloud.grid.identity import Identity, short
 from gridcloud.grid.messages import Asking, MemberRecord, NewsItem, RevocationRecord
 from gridcloud.grid.papers import Presence, Revocation, Role, split_community
@@ -129,7 +129,10 @@ class Directory:
         return roster.members[keys[0]]
 
     def presence(self) -> str:
-        """Return a document that says where this site is now; the same one while that holds."""
+        """Return a document that says where this site is now; the same one while that holds.
+
+        What it said while its clock was ahead nobody has believed: it is said anew.
+        """
         there, now = self._where(), self._clock()
         saying = {
             "addresses": there.addresses,
@@ -138,7 +141,7 @@ class Directory:
             "relays": self.relays,
             "version": self.version,
         }
-        if self._presence is not None:
+        if self._presence is not None and self._presence[0].issued_at <= now + LEEWAY:
             last, document = self._presence
             same = last.model_dump(include=set(saying)) == saying
             if same and now - last.issued_at < PRESENCE_HOLDS_FOR:

@@ -29,7 +29,7 @@ from types import MappingProxyType
 
 from gridcloud.errors import Conflict, Forbidden
 from gridcloud.grid.credentials import Admission, Removal, read_credential, read_revocation
-from gridcloud.grid.documents import Clock, verify
+from gridcloud.grid.documents import LEEWAY, Clock, verify
 from gridcloud.grid.identity import short
 from gridcloud.grid.messages import MemberRecord, NewsItem, RevocationRecord
 from gridcloud.grid.papers import Membership, Presence, Revocation, Role, split_community
@@ -274,7 +274,9 @@ class Roster:
                 seat.admissions[slot] = admission
             chain = admission.chain
             heard = (presence.issued_at, item.presence, presence)
-            if seat.presence is None or heard[:2] > seat.presence[:2]:
+            said = seat.presence
+            # One of the future is this site's own, from when its clock was ahead.
+            if said is None or heard[:2] > said[:2] or said[0] - LEEWAY > now:
                 seat.presence = heard
         if chain is not None:
             self._signed_by.setdefault(chain.member, set()).add(key)
