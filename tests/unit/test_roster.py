@@ -421,3 +421,19 @@ def test_a_refusal_says_who_when_why_and_what_next():
         f"lab ({K.key[:8]}) was removed from foam on 2026-05-01 by {name}: its owner moved away."
     )
     assert "new invitation" in told.hint
+
+
+def test_what_a_site_said_while_its_clock_was_ahead_gives_way_once_that_is_right():
+    """Nobody else took it; were it kept for being the latest, the site would be shut out until
+    that time has come."""
+    clock = [at(100)]
+    mine = Roster(FOAM, lambda: clock[0])
+    mine.add(F)
+    mine.add(admitted(FOUNDER, K, 1, said=100))
+    clock[0] = at(40)
+    assert mine.add(admitted(FOUNDER, K, 1, said=40))
+    others = Roster(FOAM, lambda: at(40))
+    for item in (F, admitted(FOUNDER, K, 1, said=40)):
+        others.add(item)
+    assert mine.digest() == others.digest()
+    assert not mine.add(admitted(FOUNDER, K, 1, said=39))
