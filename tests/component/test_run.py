@@ -267,10 +267,9 @@ def test_a_full_disk_says_so(new_site, tmp_path):
         site.state = small / "state"
         site.start()
         filler = small / "filler"
-        with filler.open("wb") as file, pytest.raises(OSError, match="No space"):
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(b"\0" * 65536)
-                file.flush()
         done = site.cli("run", "--", "true")
         assert done.returncode != 0
         assert "full" in done.stderr or "space" in done.stderr

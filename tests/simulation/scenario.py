@@ -1,5 +1,8 @@
 """What happens in one run: a grid forms, works, is hurt, heals, comes to rest; then the books are
-checked. All of it follows from the seed."""
+checked. All of it follows from the seed.
+
+Over 400 lines, so that what can happen and what is checked are read together.
+"""
 
 from __future__ import annotations
 

@@ -66,8 +66,9 @@ def victim():
 
 def asked(victim, who, said):
     """Ask; return whether it was granted. Nothing a refusal leaves behind is a change."""
+    victim.wait()
     before = victim.state()
-    reply = victim.ask(who, said)
+    (reply,) = victim.ask_at_once([(who, said)])
     assert reply["ok"] or reply["code"] != FAULT, reply
     if not reply["ok"]:
         assert victim.state() == before, reply
