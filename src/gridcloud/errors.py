@@ -66,6 +66,14 @@ class Unavailable(GridcloudError):
     retryable = True
 
 
+class Throttled(Unavailable):
+    """A service wants fewer requests; ``after_seconds`` is how long it wants to be left alone."""
+
+    def __init__(self, message: str, *, hint: str = "", after_seconds: float = 0.0) -> None:
+        super().__init__(message, hint=hint)
+        self.after_seconds = after_seconds
+
+
 class TimedOut(GridcloudError):
     """No answer came in time; whether the request was carried out is unknown."""
 

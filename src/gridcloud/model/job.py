@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from gridcloud.errors import Conflict
 from gridcloud.model.choice import Constraints, Strategy
 from gridcloud.model.frozen import Frozen
+from gridcloud.model.machine import MachineOrder
 from gridcloud.model.need import Need
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -64,6 +65,7 @@ class JobSpec(Frozen):
     as in the shell it came from. ``site`` pins the job to one site by name, ``constraints`` say
     where else it may not run, ``strategy`` which place is best (None: the site's own). When its
     place is lost it goes back in line up to ``resubmit`` times (None: as the site has it).
+    ``machine`` is asked of the machine where one is made for it.
     """
 
     command: Annotated[tuple[Annotated[str, Field(max_length=131072)], ...], Field(min_length=1)]
@@ -78,6 +80,7 @@ class JobSpec(Frozen):
     constraints: Constraints = Constraints()
     strategy: Strategy | None = None
     resubmit: Annotated[int, Field(ge=0, le=100)] | None = None
+    machine: MachineOrder = MachineOrder()
     tasks: Annotated[tuple[int, ...], Field(max_length=100_000)] = ()
 
     @field_validator("command", "inputs", "outputs")
@@ -146,6 +149,7 @@ class JobSpec(Frozen):
             constraints=self.constraints,
             strategy=self.strategy,
             resubmit=self.resubmit,
+            machine=self.machine,
         )
 
 

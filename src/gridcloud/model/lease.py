@@ -12,6 +12,7 @@ from pydantic import Field
 
 from gridcloud.errors import Conflict
 from gridcloud.model.frozen import Frozen
+from gridcloud.model.machine import MachineOrder
 from gridcloud.model.need import Need, Resources
 from gridcloud.model.prices import Prices
 
@@ -37,7 +38,8 @@ class Machine(Frozen):
 
     ``endpoint`` is None for this host under the site's own account. ``folder`` is where job
     folders are made: absolute, or relative to the login folder of an SSH endpoint. A ``sandbox``
-    on this host is a guest's: only the gateway enters it.
+    on this host is a guest's: only the gateway enters it. One with ``certified`` was made for the
+    lease and lets in this site's certificates for it; its ``id`` is what its cloud calls it.
     """
 
     lease_id: str
@@ -45,6 +47,10 @@ class Machine(Frozen):
     folder: str
     endpoint: Endpoint | None = None
     sandbox: bool = False
+    certified: bool = False
+    id: str = ""
+    shape: str = ""
+    region: str = ""
 
 
 #: What a gateway's commands exit with once the place is gone for good; their stderr says why.
@@ -95,7 +101,8 @@ class Lease(Frozen):
     """A right to capacity until ``ends_at`` (None only on the site's own machines).
 
     ``peer`` is the key of the other site, ``request_id`` what a loan was asked for by. ``revision``
-    counts how often the end was moved. A loan's life: INTENT, ACTIVE, RELEASED, never back; its
+    counts how often the end was moved. Where a machine is made for it, that is of ``shape`` in
+    ``region`` and as ``order`` says. A loan's life: INTENT, ACTIVE, RELEASED, never back; its
     end moves later by renewals, and by one recall, after which there are no renewals, earlier.
     """
 
@@ -117,6 +124,9 @@ class Lease(Frozen):
     revision: int = 0
     recall: Recall | None = None
     ended_at: datetime | None = None
+    shape: str = ""
+    region: str = ""
+    order: MachineOrder = MachineOrder()
 
     @property
     def live(self) -> bool:

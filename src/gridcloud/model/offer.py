@@ -27,6 +27,10 @@ class Offer(Frozen):
     the owner does not say. ``latency_seconds`` is a round trip to a peer, None if never measured.
     ``preemptible`` is how long before its end a recall is told; None if never recalled. ``share``
     is what this site used there lately, in CPU-seconds for each CPU there.
+
+    One with a ``shape`` is of a cloud: a machine of that size (``capacity``) is made for the lease
+    in ``region`` and is its alone; ``cost`` is what an hour of it costs in ``currency``, None if
+    the cloud does not say. It is ``free`` as long as the quota has room for one more.
     """
 
     site: str
@@ -46,6 +50,11 @@ class Offer(Frozen):
     latency_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     preemptible: Annotated[timedelta, Field(ge=timedelta(0))] | None = None
     share: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    shape: Annotated[str, Field(max_length=128)] = ""
+    region: Annotated[str, Field(max_length=128)] = ""
+    cost: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    currency: Annotated[str, Field(max_length=8)] = ""
+    spot: bool = False
 
     @property
     def place(self) -> str:

@@ -11,14 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from gridcloud.errors import InvalidSpec
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.lease import Endpoint, Lease, Machine
+from gridcloud.model.machine import LaunchStep
 from gridcloud.model.need import Resources
+from gridcloud.model.shape import Headroom, Shape
 from gridcloud.settings import LendingSettings
 
 S = TypeVar("S", bound=BaseModel)
@@ -37,7 +39,9 @@ class MachineFacts(Frozen):
 class Capacity(Frozen):
     """What a provider has in all. ``problem`` says why it cannot serve now, empty when it can.
 
-    ``known`` is false, together with a problem, where the size was never learned.
+    ``known`` is false, together with a problem, where the size was never learned. A provider that
+    makes machines has ``shapes``; then ``headroom`` is what its quota leaves, by region (a region
+    that is not there has no known bound), and ``resources`` the most one machine can have.
     """
 
     resources: Resources
@@ -45,17 +49,62 @@ class Capacity(Frozen):
     problem: str = ""
     detail: str = ""
     isolation: str = ""
+    shapes: tuple[Shape, ...] = ()
+    headroom: dict[str, Headroom] = {}
+
+
+class FirstBoot(Frozen):
+    """What a machine is told when it first boots, and the host keys that it will show."""
+
+    user_data: bytes
+    host_keys: tuple[str, ...]
+
+
+class Making(Protocol):
+    """What a site lends a provider that makes machines. All is idempotent by the lease."""
+
+    async def first_boot(self, lease: Lease, user: str, limit: int) -> FirstBoot:
+        """Return the user-data of a lease's machine: what the order says, joined with what makes it
+        trust this site's certificates, show a host key known here, and power off at its end.
+
+        Raises `InvalidSpec` for user-data that cloud-init would not understand, or that is more
+        than ``limit`` bytes in all.
+        """
+        ...
+
+    async def await_ready(self, lease: Lease, endpoint: Endpoint) -> MachineFacts:
+        """Log in and wait until cloud-init is done; return what is there.
+
+        Raises `Unavailable` while nobody can log in, and `InvalidSpec` with the end of its log if
+        what the order told it to do failed.
+        """
+        ...
+
+    async def set_up(self, lease: Lease, endpoint: Endpoint, devices: Mapping[str, str]) -> None:
+        """Mount the order's volumes, each by the device that the cloud named, and run its
+        playbooks. Raises `InvalidSpec` with the end of the output of what failed."""
+        ...
+
+    async def move_end(self, lease: Lease, endpoint: Endpoint) -> None:
+        """Tell the machine's dead-man's switch that the lease ends at another time."""
+        ...
+
+    async def note(self, lease_id: str, step: LaunchStep, message: str) -> None:
+        """Keep an event of the launch, for people to see while they wait."""
+        ...
 
 
 @dataclass(frozen=True)
 class ProviderContext:
     """What a site gives its providers. ``probe`` logs in to an SSH endpoint with an identity
-    file (or the user's agent) and looks what is there; it raises `GridcloudError`."""
+    file (or the user's agent) and looks what is there; it raises `GridcloudError`. ``making`` is
+    None only where no machine is made."""
 
     site_key: str
     state_folder: Path
     lending: LendingSettings
     probe: Callable[[Endpoint, Path | None], Awaitable[MachineFacts]]
+    making: Making | None = None
 
 
 class Provider(ABC):
@@ -91,6 +140,10 @@ class Provider(ABC):
     @abstractmethod
     async def made(self) -> list[str]:
         """Return the lease ids of everything there that carries this site's tag, asked anew."""
+
+    async def lengthen(self, lease: Lease) -> None:
+        """Have what was launched last until the lease's new end. Idempotent."""
+        return
 
     async def check(self) -> Capacity:
         """Prove that it works, for `gridcloud provider check`; may take seconds."""

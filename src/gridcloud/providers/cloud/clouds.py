@@ -1,0 +1,233 @@
+"""What a cloud must be able to do so that machines can be made there, and what it says of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import ClassVar, Self
+
+from gridcloud.errors import InvalidSpec
+from gridcloud.model.frozen import Frozen
+from gridcloud.model.need import Resources
+from gridcloud.model.shape import Headroom, Shape
+
+#: The keys of tags; within what every cloud allows (lowercase letters, digits, hyphens).
+SITE_TAG, LEASE_TAG, ENDS_TAG = "gridcloud-site", "gridcloud-lease", "gridcloud-ends"
+_TIME = "%Y%m%dt%H%M%Sz"
+_SITE_DIGITS = 32
+
+
+class Tags(Frozen):
+    """Whose a thing is, for which lease it was made, and when that ends (None: when told).
+
+    ``site`` is the beginning of the site's key. A volume that is kept has the lease ``kept``.
+    """
+
+    site: str
+    lease: str
+    ends_at: datetime | None = None
+
+    @classmethod
+    def of(cls, site_key: str, lease: str, ends_at: datetime | None = None) -> Self:
+        """Return the tags of what this site makes for a lease."""
+        return cls(site=site_key[:_SITE_DIGITS], lease=lease, ends_at=ends_at)
+
+    def written(self) -> dict[str, str]:
+        """Return them as a cloud keeps them: lowercase texts of at most 63 characters."""
+        ends = self.ends_at.astimezone(UTC).strftime(_TIME) if self.ends_at else "never"
+        return {SITE_TAG: self.site, LEASE_TAG: self.lease, ENDS_TAG: ends}
+
+    @classmethod
+    def read(cls, written: Mapping[str, str]) -> Self | None:
+        """Return the tags of a thing that a gridcloud site made; None for any other thing."""
+        if SITE_TAG not in written or LEASE_TAG not in written:
+            return None
+        try:
+            ends = datetime.strptime(written.get(ENDS_TAG, ""), _TIME).replace(tzinfo=UTC)
+        except ValueError:
+            ends = None
+        return cls(site=written[SITE_TAG], lease=written[LEASE_TAG], ends_at=ends)
+
+
+class Image(Frozen):
+    """An image to boot from. ``user`` is whom to log in as; 0 bytes mean that it says no least."""
+
+    id: str
+    name: str
+    user: str
+    disk_bytes: int = 0
+    memory_bytes: int = 0
+    architecture: str = "x86_64"
+
+
+class Build(Frozen):
+    """All that a machine is made of. ``place`` is a zone of the shape's region, ``network`` and
+    ``volumes`` are what the cloud called those when it made them. ``token`` is the same in every
+    attempt of one launch: a cloud that knows client tokens makes but one machine for it."""
+
+    tags: Tags
+    name: str
+    token: str
+    shape: Shape
+    resources: Resources
+    place: str
+    image: Image
+    network: str
+    user_data: bytes
+    volumes: tuple[str, ...] = ()
+    spot: bool = False
+
+
+class Condition(StrEnum):
+    """How a machine is, as far as its cloud knows."""
+
+    BUILDING = "building"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Server(Frozen):
+    """A machine as the cloud shows it. ``address`` is empty until it has one that this site can
+    reach; ``reason`` says why it failed, in the cloud's words."""
+
+    id: str
+    condition: Condition
+    address: str = ""
+    reason: str = ""
+
+
+class Thing(Frozen):
+    """Something at a cloud that carries a gridcloud tag; ``kind`` is for people, as ``network``."""
+
+    kind: str
+    id: str
+    tags: Tags
+    costs: bool = True
+
+
+class Volume(Frozen):
+    """A disk that outlives machines. ``attached_to`` is the lease of the machine it is at."""
+
+    id: str
+    name: str
+    size_bytes: int
+    created_at: datetime | None = None
+    attached_to: str = ""
+    place: str = ""
+
+
+class Cloud(ABC):
+    """One account at one cloud. A thin shell around its SDK: no retries, no waiting, no deciding.
+
+    Nothing here blocks the event loop. All errors are `GridcloudError`, translated from the SDK's
+    at this edge, with the cloud's own words in them and no secret:
+
+    - `NoCapacity`: the cloud has no such machine to give now, or its quota is reached
+      (``hint`` says which);
+    - `Forbidden`: credentials are wrong or expired, or lack a permission (``hint`` names it);
+    - `InvalidSpec` and `NotFound`: no other attempt can succeed, as with an unknown image;
+    - `Unavailable`: it may work later (its API is down, an error of its own);
+    - `Throttled`, an `Unavailable`: it wants fewer calls, with how long to wait if it said so;
+    - `TimedOut`: no answer came, so it is unknown whether it was done.
+
+    Everything made is tagged in the call that makes it, or, where a cloud cannot do that, by a
+    name that holds the tags; so that it is found again whatever happens after. Each method that
+    makes something first looks for what an earlier attempt made for the same lease and returns
+    that; but a cloud may not show yet what it made a moment ago, so ``token`` is used as well.
+    """
+
+    #: The most user-data it takes, in bytes before base64.
+    user_data_limit: ClassVar[int] = 16 * 1024
+    #: Whether a machine that powers itself off is deleted by the cloud.
+    deletes_what_is_off: ClassVar[bool] = False
+    #: Whether its machines run cloud-init.
+    runs_cloud_init: ClassVar[bool] = True
+
+    @abstractmethod
+    async def shapes(self) -> tuple[Shape, ...]:
+        """Return the sizes this account may make, of all regions in the settings. Asks anew."""
+
+    @abstractmethod
+    async def headroom(self, region: str) -> Headroom:
+        """Return what its quota leaves in a region now."""
+
+    @abstractmethod
+    async def places(self, shape: Shape) -> tuple[str, ...]:
+        """Return the zones where a shape can be made, the preferred first; at least one, which
+        may be empty where there are no zones."""
+
+    @abstractmethod
+    async def image(self, wanted: str, shape: Shape) -> Image:
+        """Find an image by name, id, or ``OWNER/NAME`` with ``*``; the newest of several.
+
+        Empty means the settings' own. Raises `NotFound`, naming near ones.
+        """
+
+    @abstractmethod
+    async def network(self, tags: Tags, place: str) -> str:
+        """Return the network to use: the settings' own, or one found by its tags or made, with
+        what it needs to be reached by SSH alone. Idempotent."""
+
+    @abstractmethod
+    async def create(self, build: Build) -> str:
+        """Begin to make a machine; return its id at once. Idempotent by the lease and token.
+
+        It powers itself off at its end by what is in its user-data, and a cloud that can delete
+        it then is told to here.
+        """
+
+    @abstractmethod
+    async def server(self, lease_id: str) -> Server | None:
+        """Return the machine of a lease; None if the cloud shows none (yet, or any more)."""
+
+    @abstractmethod
+    async def boot_log(self, lease_id: str) -> str:
+        """Return the end of a machine's console, at most 64 KiB; empty where there is none."""
+
+    @abstractmethod
+    async def remove(self, lease_id: str) -> bool:
+        """Begin to remove everything made for a lease; return whether nothing is left.
+
+        To be called again until that is so; kept volumes are detached, not removed. Idempotent,
+        and an unknown lease is no error.
+        """
+
+    @abstractmethod
+    async def things(self) -> list[Thing]:
+        """Return everything with this site's tag, of all kinds, asked anew."""
+
+    async def extended(self, tags: Tags) -> None:
+        """Note a later end where the tags are kept. Idempotent; not every cloud can."""
+        return
+
+    async def volumes(self) -> list[Volume]:
+        """Return this site's volumes; a cloud without volumes has none."""
+        return []
+
+    async def volume(self, tags: Tags, name: str, size_bytes: int, place: str) -> str:
+        """Return the volume of a name, made if it is not there; ready to be attached.
+
+        Raises `NotFound` if it is not there and ``size_bytes`` is 0, `Conflict` if it is in use
+        or in another place.
+        """
+        raise InvalidSpec(
+            "There are no volumes at this provider.", hint="Leave out --volume, or go elsewhere."
+        )
+
+    async def attach(self, lease_id: str, volume: str) -> str:
+        """Attach a volume to a lease's machine; return the device it has there, which may be a
+        guess (empty: unknown). Idempotent."""
+        raise InvalidSpec(
+            "There are no volumes at this provider.", hint="Leave out --volume, or go elsewhere."
+        )
+
+    async def remove_volume(self, volume: str) -> None:
+        """Remove a volume and what is on it. Idempotent; raises `Conflict` while it is in use."""
+        raise InvalidSpec("There are no volumes at this provider.", hint="Nothing to be done.")
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give up connections. Idempotent."""
