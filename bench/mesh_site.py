@@ -11,6 +11,7 @@ import asyncio
 import sys
 import time
 
+import gridcloud.grid.overlay  # noqa: F401  # else imported at first use, after the word
 from gridcloud.grid.gossip import Gossip
 from gridcloud.grid.swim import PeerState
 from gridcloud.site.__main__ import main

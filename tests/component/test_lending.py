@@ -14,8 +14,8 @@ from gridcloud.errors import Forbidden
 from gridcloud.grid.calling import Caller
 from gridcloud.grid.documents import sign
 from gridcloud.grid.identity import Identity
-from gridcloud.grid.iroh_transport import IrohTransport
 from gridcloud.grid.messages import GrantBody, Kind, LeaseBody
+from gridcloud.grid.overlay import OverlayTransport
 from gridcloud.grid.papers import Membership, Presence, Role
 from gridcloud.grid.transport import PeerAddress
 from gridcloud.model import JobSpec, JobState, Need
@@ -234,7 +234,7 @@ async def test_a_stranger_gets_no_lease(lend, tmp_path):
     shown = json.loads(lender.cli("site", "show", "--json").stdout)
     (community,) = shown["communities"]
     stranger = Identity.generate()
-    transport = IrohTransport(stranger)
+    transport = OverlayTransport(stranger)
 
     async def deaf(_key, _message):
         return b""
@@ -345,7 +345,35 @@ def test_a_loan_is_recalled_at_its_owners_word(lend):
     assert ended.returncode == 0, ended
     wait_until(lambda: nothing_left(lender), 40)
     assert "recall told" in lender.log()
-    assert wait(borrower, job).state is JobState.FAILED
+    failed = wait(borrower, job)
+    assert (failed.state, failed.outcome.reason) == (JobState.FAILED, "recalled")
+    assert "recalled the machine before the job was done" in failed.message
+
+
+def test_a_loan_is_lengthened_while_its_job_runs(lend):
+    """The borrower asks in time, the owner agrees by its rules of now, and all of the loan goes by
+    the later end: its sandbox, its certificate, and what both sides keep."""
+    borrower, lender = lend("15s")
+    job = submit(borrower, "while true; do date +%s; sleep 0.3; done", resubmit=0)
+
+    def end():
+        (loan,) = json.loads(lender.cli("lent", "--json").stdout)
+        return datetime.fromisoformat(loan["ends_at"])
+
+    first = end()
+    rewrite(lender, LENDER.format("1h"))
+    wait_until(lambda: "the lease was lengthened" in borrower.cli("events", job.id).stdout)
+    assert end() >= first + timedelta(seconds=15)
+
+    def printed():
+        with borrower.client() as client:
+            return int(b"".join(client.logs(job.id)).split()[-1])
+
+    wait_until(lambda: printed() > first.timestamp() + 2)
+    assert borrower.cli("cancel", job.id).returncode == 0
+    assert wait(borrower, job).state is JobState.CANCELED
+    wait_until(lambda: nothing_left(lender))
+    wait_until(lambda: "agreed" in borrower.cli("receipts", "list").stdout)
 
 
 def test_a_loan_without_notice_is_ended_at_once_or_not_at_all(lend):
@@ -371,6 +399,7 @@ def test_a_new_policy_holds_without_a_restart(lend):
     pid = lender.process.pid
     rewrite(lender, LENDER.format("1h") + '[[lending.rules]]\ncommunity = "chemistry"\n')
     wait_until(lambda: "no rule is for them any more" in lender.cli("status").stdout)
+    assert "rule 1 is for chemistry, which this site is not in" in lender.cli("status").stdout
     assert sandboxes(lender), "what runs goes on"
     rewrite(lender, LENDER.format("1h") + '[[lending.rules]]\ncomunity = "physics"\n')
     wait_until(lambda: "comunity: there is no such setting" in lender.cli("status").stdout)
@@ -379,6 +408,10 @@ def test_a_new_policy_holds_without_a_restart(lend):
     wait_until(lambda: nothing_left(lender))
     with borrower.client() as client:
         wait_until(lambda: not client.offers(BORROWED).plan.winners)
+        day = f"{datetime.now() + timedelta(days=3):%A}".lower()
+        rewrite(lender, LENDER.format("1h") + f'[[lending.rules]]\nhours = "{day}"\n')
+        closed = f"closed until {day[:3].title()} 00:00"
+        wait_until(lambda: closed in borrower.cli("offers", "--cpus", "2").stdout)
         rewrite(lender, LENDER.format("1h"))
         wait_until(lambda: client.offers(BORROWED).plan.winners)
     assert "problem" not in lender.cli("status").stdout

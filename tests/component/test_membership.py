@@ -1,7 +1,13 @@
 """Membership as people run it: real sites, the command line, over real QUIC."""
 
 import json
+from datetime import timedelta
 
+import pytest
+
+from gridcloud.errors import InvalidSpec
+from gridcloud.model import JobSpec, JobState, Need
+from gridcloud.model.choice import Constraints
 from testbeds.sites import wait_until
 
 
@@ -24,7 +30,7 @@ def test_ask_approve_promote_remove_leave(new_site):
     one.cli("community", "create", "physics")
     code = one.cli("community", "invite", "--approve", "--uses", "2", "physics").stdout.strip()
     asked = two.cli("community", "join", code)
-    assert (asked.returncode, "waits for approval" in asked.stdout) == (0, True), asked
+    assert (asked.returncode, "waits for approval by one (" in asked.stdout) == (0, True), asked
     two.stop()
     two.start()
     assert "waits for approval" in two.cli("community", "list").stdout
@@ -66,3 +72,35 @@ def test_ask_approve_promote_remove_leave(new_site):
     left = three.cli("community", "leave", "physics")
     assert (left.returncode, "Nobody could be told" in left.stderr) == (0, True), left
     assert listed(three) == []
+
+
+LENDER = '[providers.local]\ncpus = 2\nmemory = "4G"\n[lending]\nenabled = true\ndisk = "1G"\n'
+
+
+def test_a_job_bound_to_a_community_ends_when_its_site_is_removed(new_site):
+    """It waits for a member that has no room, but not for a membership that is over."""
+    one, two = new_site("one", LENDER), new_site("two", "[providers.local]\ncpus = 1\n")
+    for site in (one, two):
+        site.start()
+    one.cli("community", "create", "physics")
+    two.cli("community", "join", one.cli("community", "invite", "physics").stdout.strip())
+    need, inside = Need(cpus=2), Constraints(within=("physics",))
+    with one.client() as owner, two.client() as user:
+        wait_until(lambda: user.offers(need).plan.winners)
+        (holder,) = owner.submit(JobSpec(command=("sleep", "300"), need=need))
+        wait_until(lambda: not user.offers(need).plan.winners)
+        bound = [
+            user.submit(JobSpec(command=("true",), need=need, **more))[0]
+            for more in ({"constraints": inside}, {"site": "one"})
+        ]
+        (free,) = user.submit(JobSpec(command=("true",), need=need))
+        one.cli("community", "remove", "--yes", "--reason", "moved away", "physics", "two")
+        for job in bound:
+            (ended,) = user.wait(job.id, timedelta(seconds=60))
+            assert ended.state is JobState.FAILED, two.log()
+            assert "by one: moved away" in ended.message
+        (late,) = user.job(free.id)
+        assert late.state is JobState.QUEUED
+        with pytest.raises(InvalidSpec, match="by one: moved away"):
+            user.submit(JobSpec(command=("true",), need=need, constraints=inside))
+        owner.cancel(holder.id)

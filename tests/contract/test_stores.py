@@ -1,7 +1,7 @@
 """What communities remember, on disk and in memory: one suite for both."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -168,7 +168,7 @@ async def test_a_write_is_on_disk_when_it_returns(tmp_path):
     await first.open()
     store = PaperStore(first)
     await store.save_community("c", "d")
-    await store.save_grant("c", "lease", "granted")
+    await store.save_grant("c", "lease", "granted", datetime(2026, 5, 1, tzinfo=UTC))
     await store.use_invitation("c", "s", "k")
     second = Database(tmp_path / "site.db")
     await second.open()
@@ -179,6 +179,39 @@ async def test_a_write_is_on_disk_when_it_returns(tmp_path):
     assert await found.use_invitation("c", "s", "other") == "k"
     await second.close()
     await first.close()
+
+
+async def test_grants_of_long_ago_are_dropped(tmp_path):
+    """By their newest end, whatever zone that was written in, and not those to keep."""
+    database = Database(tmp_path / "site.db")
+    await database.open()
+    store, noon = PaperStore(database), datetime(2026, 5, 1, 12, tzinfo=UTC)
+    east = timezone(timedelta(hours=9))
+    ends = {"old": -1, "kept": -1, "renewed": -1, "new": 1}
+    for name, hours in ends.items():
+        ends_at = (noon + timedelta(hours=hours)).astimezone(east)
+        await store.save_grant("c", name, "granted", ends_at)
+    await store.save_grant("c", "renewed", "later", noon + timedelta(hours=1))
+    await store.save(Shelf.MEMBER, "c", {"old": ("document", "")})
+    await store.forget_grants(noon, ["kept"])
+    found = {name: await store.grant(name) for name in ends}
+    assert found == {"old": None, "kept": "granted", "renewed": "later", "new": "granted"}
+    assert await store.read(Shelf.MEMBER, "c") == {"old": ("document", "")}
+    await database.close()
+
+
+async def test_what_is_about_one_member_is_read_alone(tmp_path):
+    """Under its key and what begins with it and a stroke; nothing of keys that begin alike."""
+    database = Database(tmp_path / "site.db")
+    await database.open()
+    store = PaperStore(database)
+    subjects = ("a1", "a1/x/plain", "a1/y/manager", "a10", "a1.", "a2/x/plain", "A1/x", "a")
+    for shelf in (Shelf.MEMBER, Shelf.REVOCATION):
+        await store.save(shelf, "c", {each: (f"{shelf} {each}", "") for each in subjects})
+    found = await store.read_about(Shelf.MEMBER, "c", "a1")
+    assert found == {each: (f"member {each}", "") for each in subjects[:3]}
+    assert await store.read_about(Shelf.MEMBER, "d", "a1") == {}
+    await database.close()
 
 
 def _kept(lease_id, number, previous):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -46,10 +46,15 @@ class LightPapers(MemoryCommunityStore):
         super().__init__()
         self._grants: dict[str, str] = {}
 
-    async def save_grant(self, community: str, lease_id: str, grant: str) -> None:
+    async def save_grant(
+        self, community: str, lease_id: str, grant: str, ends_at: datetime
+    ) -> None:
         """See `PaperStore`."""
         await asyncio.sleep(_WRITING_TAKES)
         self._grants[lease_id] = grant
+
+    async def forget_grants(self, before: datetime, keep: Iterable[str]) -> None:
+        """See `PaperStore`; a run is shorter than grants are kept."""
 
     async def grant(self, lease_id: str) -> str | None:
         """See `PaperStore`."""

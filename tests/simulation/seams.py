@@ -351,7 +351,6 @@ def _put_parts(
         "Keyring": type("Keyring", (SimulatedKeyring,), {"scene": scene}),
         "Gateway": type("Gateway", (SimulatedGateway,), {"scene": scene}),
         "Places": places,
-        "IrohTransport": transport,
         "OverlayTransport": transport,
         "Ports": lambda *_: SimulatedPorts(),
         "public_line": str,

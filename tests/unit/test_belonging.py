@@ -153,7 +153,7 @@ async def test_waiting_for_approval_survives_restarts_of_both():
     founder, lab = await world("university", "lab")
     new = await Site(founder.network, "new", 9).start()
     joined = await new.join(founder, approve=True)
-    assert joined.waiting == f"waits for approval by {founder.key[:8]}"
+    assert joined.waiting == f"waits for approval by university ({founder.key[:8]})"
     await new.stop()
     await founder.stop()
     await new.start()

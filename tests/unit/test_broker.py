@@ -20,7 +20,6 @@ from gridcloud.grid.calling import Caller
 from gridcloud.grid.community_store import MemoryCommunityStore
 from gridcloud.grid.documents import sign
 from gridcloud.grid.identity import Identity
-from gridcloud.grid.iroh_transport import IrohTransport
 from gridcloud.grid.leasing import lease_id
 from gridcloud.grid.memory_transport import Link, MemoryNetwork
 from gridcloud.grid.messages import (
@@ -33,6 +32,7 @@ from gridcloud.grid.messages import (
     encode_reply,
 )
 from gridcloud.grid.news import News, ProbeBody, ProbeReply, SyncBody, SyncReply, Word
+from gridcloud.grid.overlay import OverlayTransport
 from gridcloud.grid.papers import LeaseGrant, OfferDigest, Offered
 from gridcloud.model.lease import Endpoint
 from gridcloud.model.need import Need, Resources
@@ -577,7 +577,7 @@ def test_a_lease_id_is_the_same_each_time_and_differs_between_borrowers():
 @pytest.mark.component
 async def test_the_whole_way_over_iroh():
     """Found, invite, join, offers, lease and release between two brokers over real QUIC."""
-    university, lab = Site(IrohTransport), Site(IrohTransport)
+    university, lab = Site(OverlayTransport), Site(OverlayTransport)
     try:
         await university.broker.start()
         await lab.broker.start()

@@ -420,6 +420,47 @@ async def test_a_recalled_job_may_end_in_time_else_it_goes_elsewhere():
     assert driver.lease.ends_at == NOW
 
 
+@pytest.mark.parametrize("way", ["silent", "gone early", "cut off", "copying"])
+async def test_a_recalled_job_that_cannot_go_elsewhere_says_so(way):
+    """Its message names the recall, the owner's reason, and why it was not placed anew."""
+    place = Place(ending=Ending(outcome=Outcome(signal=15, reason="terminated")))
+    driver, _ = lend(place)
+    driver._recourse.no = "nothing else here could serve it"
+
+    async def run(job, lease, started):
+        started()
+        ahead = timedelta(seconds=0 if way == "silent" else 10)
+        driver.recall(NOW + ahead, "its own users need it.")
+        if way == "silent":
+            await place.never.wait()
+        if way == "gone early":
+            raise NotFound("gone")
+        if way == "copying":
+            driver.clock[0] += timedelta(seconds=11)
+            return DONE
+        return place.ending
+
+    place.run = run
+    place.failures = {"stage_out": [NotFound("gone")]} if way == "copying" else {}
+    job = await driver.drive()
+    assert (job.state, job.outcome.reason) == (JobState.FAILED, "recalled")
+    told = "Its owner recalled the machine before the job was done: its own users need it."
+    stays = "" if way == "copying" else " Not placed anew: nothing else here could serve it."
+    assert job.message == told + stays
+
+
+async def test_a_job_that_failed_by_itself_after_a_recall_says_that():
+    """A recall is no excuse for a command that ended in time."""
+    driver, _ = lend(Place(ending=Ending(outcome=Outcome(exit_code=3))))
+    driver.recall(NOW + timedelta(minutes=5), "its own users need it")
+    job = await driver.drive()
+    assert (job.outcome.exit_code, job.outcome.reason) == (3, "")
+    driver, _ = lend(Place(run=[InvalidSpec("no such command")]))
+    driver.recall(NOW + timedelta(minutes=5), "its own users need it")
+    job = await driver.drive()
+    assert "no such command" in job.message
+
+
 async def test_a_recall_before_a_restart_is_remembered_by_the_lease():
     """The reason stands in the lease, which is all that is left of it."""
     driver, _ = lend(Place(run=[NotFound("gone")]), hours=0.0)

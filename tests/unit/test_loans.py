@@ -91,11 +91,22 @@ class MemoryLeases:
 class MemoryPapers:
     def __init__(self, pauses):
         self.pauses = pauses
-        self.grants = {}
+        self.grants, self.ends, self.looks = {}, {}, 0
+        self.joined = {OPTICS: "its founding document"}
 
-    async def save_grant(self, community, lease_id, grant):
+    async def communities(self):
+        return self.joined
+
+    async def save_grant(self, community, lease_id, grant, ends_at):
         await self.pauses.some()
         self.grants[lease_id] = grant
+        self.ends[lease_id] = ends_at
+
+    async def forget_grants(self, before, keep):
+        self.looks += 1
+        for lease_id in [each for each, end in self.ends.items() if end < before]:
+            if lease_id not in keep:
+                del self.grants[lease_id], self.ends[lease_id]
 
     async def grant(self, lease_id):
         await self.pauses.some()
@@ -427,6 +438,26 @@ async def test_the_end_is_told_again_after_a_failure(desk):
     assert not desk.leases.kept["l1"].live
 
 
+async def test_grants_of_loans_long_over_are_forgotten(desk):
+    """A month after their end, and never one of a loan that still has to be accounted for."""
+    await desk.grant(1)
+    await desk.grant(2)
+    await desk.lending.end(desk.leases.kept["l1"], "done")
+    await desk.lending.keep_house()
+    assert set(desk.papers.grants) == {"l1", "l2"}
+    await desk.lending.keep_house()
+    assert desk.papers.looks == 1, "not each time"
+    month = timedelta(days=30)
+    desk.papers.ends = {each: end - month for each, end in desk.papers.ends.items()}
+    desk.make()
+    await desk.lending.keep_house()
+    assert set(desk.papers.grants) == {"l1", "l2"}, "they ended less than a month ago"
+    desk.papers.ends = {each: end - month for each, end in desk.papers.ends.items()}
+    desk.make()
+    await desk.lending.keep_house()
+    assert set(desk.papers.grants) == {"l2"}
+
+
 async def test_the_room_goes_to_who_waited(desk):
     """A refusal for want of room leaves a claim that later requests do not push back."""
     await desk.grant(1, cpus=4, borrower="a")
@@ -454,6 +485,29 @@ async def test_a_change_of_settings_takes_effect(desk):
     )
     await desk.lending.stop()
     assert len(changes) >= 4
+
+
+async def test_a_rule_for_a_community_this_site_is_not_in_is_told(desk):
+    """File, rule, name and what to do; nothing is blocked, and joining it mends that."""
+    for_optics = 'communities = ["optics", "physics"]\n[[lending.rules]]\ncommunity = "optics"\n'
+    other = '[[lending.rules]]\ncommunity = "physics"\n'
+    text = POLICY.replace("[[lending.rules]]\n", f"{for_optics}{other}[[lending.rules]]\n")
+    assert desk.change(text)
+    (told,) = await desk.lending.desk.problems()
+    assert told.startswith(
+        f"lending: {desk.file}: rule 2 is for physics, which this site is not in"
+    )
+    assert "'gridcloud community join CODE'" in told
+    assert await desk.grant()
+    desk.papers.joined[f"physics.{'b' * 64}"] = "its founding document"
+    assert await desk.lending.desk.problems() == ()
+
+    async def removed(community, key):
+        return not (community == OPTICS and key == desk.keyring.identity.key)
+
+    desk.lending.still_member = removed
+    (told,) = await desk.lending.desk.problems()
+    assert "rule 1 is for optics" in told
 
 
 async def test_a_broken_file_changes_nothing(desk):

@@ -154,6 +154,23 @@ def test_the_list_says_why_there_is_no_offer(held):
     assert held.listed()["lender"].problem == "its offer expired"
 
 
+def test_an_offer_outside_its_owners_hours_says_when_they_begin(held):
+    """By the reader's clock, with its zone; nobody asks before, and the list is looked at then."""
+    opens = BEGIN + timedelta(minutes=2)
+    size = Resources(cpus=4, memory_bytes=2**30)
+    said = Offered(
+        capacity=size, free=Resources(), max_time_seconds=60, network=False, opens_at=opens
+    )
+    held.book.add(offer(1, offered=said))
+    shown = held.listed()["lender"]
+    assert shown.problem == f"closed until {opens.astimezone():%a %H:%M %Z}"
+    assert shown.digest.offered.capacity == size
+    assert held.book.next_expiry() == opens
+    held.now = opens
+    assert held.listed()["lender"].problem == ""
+    assert held.book.next_expiry() > opens
+
+
 def test_what_expired_is_dropped_and_no_longer_compared(held):
     """A book that dropped an offer equals one that never had it."""
     empty = held.book.digest()

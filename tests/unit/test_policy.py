@@ -222,6 +222,7 @@ def test_what_a_community_is_offered():
     assert plain.max_time == 2 * HOUR
     closed = offered(policy, OPTICS, NOON + 3 * HOUR)
     assert (closed.capacity.cpus, closed.free.cpus, closed.max_time) == (4, 0, 24 * HOUR)
+    assert (plain.opens_at, closed.opens_at) == (None, NOON + 24 * HOUR)
     assert offered(policy, LAB, NOON).capacity.cpus == 2
     assert offered(policy, f"other.{'c' * 64}", NOON) is None
 

@@ -28,6 +28,7 @@ from gridcloud.grid.receipts import (
 from gridcloud.model.lease import Endpoint, Lease, LeaseRole, LeaseState
 from gridcloud.model.need import Need
 from gridcloud.model.prices import Prices
+from gridcloud.model.quantities import format_duration
 from gridcloud.model.usage import Grouping, ReceiptFilter, ReceiptState, Side
 from gridcloud.site.accounting import Accounting, Names
 from gridcloud.site.tenancy import Tenancy
@@ -754,6 +755,36 @@ async def test_a_borrower_that_answers_slowly_delays_no_other(pair, monkeypatch)
 
 async def _is(condition):
     return condition
+
+
+@pytest.mark.parametrize(
+    ("notice", "told_ahead", "remark"),
+    [
+        (1800, timedelta(minutes=30), ""),
+        (1800, timedelta(minutes=29, seconds=30), ""),
+        (1800, timedelta(minutes=20), " (with less notice than the {} agreed)"),
+        (10, timedelta(seconds=6), ""),
+        (10, timedelta(seconds=1), " (with less notice than the {} agreed)"),
+        (None, timedelta(minutes=30), " (though it had agreed not to recall it)"),
+    ],
+)
+async def test_a_recall_before_its_notice_is_remarked_upon(pair, notice, told_ahead, remark):
+    """It is heard all the same, since the owner ends the loan; but its user learns what it is."""
+    lease, grant = await pair.lend()
+    grant = grant.model_copy(update={"lease_id": "other", "notice_seconds": notice})
+    theirs = {"id": "other", "role": LeaseRole.BORROWED, "peer": pair.lender.key.key}
+    await pair.borrower.leases.save(lease.model_copy(update=theirs))
+    await pair.borrower.tenancy.granted(grant)
+    recalled = []
+    pair.borrower.tenancy.on_recall = lambda *word: recalled.append(word)
+    early = {"ends_at": START + told_ahead, "revision": 1, "notice_seconds": 0}
+    await pair.borrower.tenancy.recalled(grant.model_copy(update=early), "own work.")
+    ((_, until, reason),) = recalled
+    agreed = format_duration(timedelta(seconds=notice or 0))
+    assert (until, reason) == (START + told_ahead, f"own work{remark.format(agreed) or '.'}")
+    stranger = grant.model_copy(update={"lender": Identity.generate().key})
+    with pytest.raises(Forbidden, match="another lender's"):
+        await pair.borrower.tenancy.recalled(stranger, "own work")
 
 
 async def test_a_loan_is_recalled_once(pair):

@@ -127,6 +127,7 @@ class Belonging:
             code=code,
             site_name=site_name,
             inviter=invitation.inviter,
+            inviter_name=invitation.inviter_name,
             since=known.since if known and known.code == code else self._clock(),
         )
         await self._waiting.keep(wait)
@@ -345,7 +346,10 @@ class Belonging:
 
 def _waiting_info(wait: Wait) -> CommunityInfo:
     name, founder = split_community(wait.community)
-    waiting = "" if wait.over else f"waits for approval by {short(wait.inviter)}"
+    inviter = short(wait.inviter)
+    if wait.inviter_name:
+        inviter = f"{wait.inviter_name} ({inviter})"
+    waiting = "" if wait.over else f"waits for approval by {inviter}"
     return CommunityInfo(
         id=wait.community, name=name, founder=founder, waiting=waiting, problem=wait.problem
     )

@@ -95,7 +95,7 @@ class Communities:
         `Forbidden` if this site may not invite, or not with these roles, and `InvalidSpec` for
         roles, times or uses that make no sense.
         """
-        await self.governing.manager(community)
+        mine = await self.governing.manager(community)
         name, founder = split_community(community)
         wanted = read_roles(roles)
         if not wanted:
@@ -116,6 +116,7 @@ class Communities:
         invitation = Invitation(
             community=community,
             inviter=self._identity.key,
+            inviter_name=mine.site_name,
             addresses=there.addresses,
             tls=there.tls,
             relay_urls=there.relay_urls,

@@ -57,8 +57,8 @@ class Tenant(Protocol):
     async def recalled(self, grant: LeaseGrant, reason: str) -> None:
         """Take note that a lender ends a lease earlier; ``grant`` is its word on it, proved.
 
-        Raises `NotFound` if nothing is borrowed under that lease, `Forbidden` if it may not be
-        recalled so.
+        Raises `NotFound` if nothing is borrowed under that lease, `Forbidden` if that is another
+        lender's. Less notice than agreed is remarked upon, no more: the owner ends it anyway.
         """
         ...
 

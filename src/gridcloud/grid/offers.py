@@ -14,7 +14,7 @@ from typing import NamedTuple
 from gridcloud.errors import Forbidden, GridcloudError
 from gridcloud.grid.documents import LEEWAY, Clock, claimed_signer, verify
 from gridcloud.grid.news import BUCKETS
-from gridcloud.grid.papers import OfferDigest, Role, split_community
+from gridcloud.grid.papers import OfferDigest, Offered, Role, split_community
 from gridcloud.grid.roster import Member, Roster
 from gridcloud.grid.swim import PeerState, Seen
 from gridcloud.grid.transport import PeerAddress
@@ -138,10 +138,12 @@ class OfferBook:
         return held.heard_at if held else None
 
     def next_expiry(self) -> datetime:
-        """Return when the next of the digests held expires, beginning now."""
+        """Return when the next of the digests held expires, or its hours begin."""
         now = self._clock()
-        ends = (held.digest.expires_at for held in self._held.values())
-        return min((end for end in ends if end > now), default=now + LONGEST_OFFER)
+        digests = [held.digest for held in self._held.values()]
+        times = [digest.expires_at for digest in digests]
+        times += [each.offered.opens_at for each in digests if each.offered.opens_at]
+        return min((time for time in times if time > now), default=now + LONGEST_OFFER)
 
     def summary(self) -> tuple[int, ...]:
         """Return a 64-bit hash of each part; equal hashes hold equal digests."""
@@ -186,6 +188,8 @@ class OfferBook:
         elif digest.offered.capacity == Resources():
             digest = None
             problem = f"{name} lends nothing in {split_community(community)[0]}."
+        else:
+            problem = closed(digest.offered, now)
         if key in self._silent:
             problem = f"unreachable: {self._silent[key]}"
         elif seen.state is PeerState.DEAD:
@@ -216,6 +220,14 @@ def read_digest(document: str, member: Member, community: str, now: datetime) ->
     if digest.expires_at - digest.issued_at > LONGEST_OFFER:
         raise Forbidden(f"The offer of {member.site_name} claims to hold for too long.")
     return digest
+
+
+def closed(offered: Offered, now: datetime) -> str:
+    """Return until when the owner's hours keep all from being lent, by the clock of this host;
+    empty while nothing is kept back."""
+    if offered.opens_at is None or offered.opens_at <= now:
+        return ""
+    return f"closed until {offered.opens_at.astimezone():%a %H:%M %Z}"
 
 
 def unreadable(error: GridcloudError) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, Field, field_validator, model_validator
 
@@ -130,7 +130,8 @@ class Via(Frozen):
 class Invitation(Paper):
     """Admits ``uses`` sites to a community until it expires. Whoever has it may use it.
 
-    With ``approve`` its use only asks; the inviter decides on each.
+    With ``approve`` its use only asks; the inviter decides on each. ``inviter_name`` is what the
+    inviter calls itself, to be shown beside its key.
     Where the inviter is: its own ``addresses`` (UDP), ``tls`` (TCP) and ``relay_urls``, and members
     ``via`` which it is reached if none of these answers.
     """
@@ -138,6 +139,7 @@ class Invitation(Paper):
     kind: ClassVar[str] = "gridcloud-invitation"
     community: CommunityId
     inviter: Key
+    inviter_name: SiteName | Literal[""] = ""
     addresses: Addresses
     tls: Addresses = ()
     relay_urls: RelayUrls = ()
@@ -262,7 +264,8 @@ class Offered(Frozen):
     ``max_time_seconds`` is its longest lease, ``isolation`` how guests are kept apart (such as
     ``bubblewrap``), ``network`` whether they have one, ``software`` names of what is installed.
     ``country`` is where it is (ISO 3166, two letters), ``provider`` the kind of what is behind it.
-    With a ``notice_seconds`` the owner may recall a lease, that long ahead.
+    With a ``notice_seconds`` the owner may recall a lease, that long ahead. Until ``opens_at``
+    nothing is lent, by the owner's hours; None while these hold.
     """
 
     capacity: Resources
@@ -275,6 +278,7 @@ class Offered(Frozen):
     country: Country = ""
     provider: Annotated[str, Field(pattern=r"^[a-z0-9-]{0,32}$")] = ""
     notice_seconds: Notice | None = None
+    opens_at: Moment | None = None
 
 
 class OfferDigest(Paper):

@@ -30,12 +30,14 @@ class Request(Frozen):
 
 
 class Wait(Frozen):
-    """A community that this site asked to be admitted to. ``over`` once it will not ask again."""
+    """A community that this site asked to be admitted to. ``over`` once it will not ask again;
+    ``inviter_name`` is what the inviter calls itself."""
 
     community: str
     code: str
     site_name: SiteName
     inviter: str
+    inviter_name: str = ""
     since: AwareDatetime
     problem: str = ""
     over: bool = False

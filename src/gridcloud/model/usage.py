@@ -127,6 +127,7 @@ class UsageReport(Frozen):
 class Loan(Frozen):
     """What this site borrowed: the terms its receipt must keep to. ``site`` is the lender's name.
 
+    ``notice`` is how long ahead the lender may recall it; None if it agreed not to.
     ``given_back_at`` is when the lender was last told that the loan is over; None if it never was.
     """
 
@@ -139,6 +140,7 @@ class Loan(Frozen):
     prices: Prices = Prices()
     starts_at: datetime
     ends_at: datetime
+    notice: timedelta | None = None
     given_back_at: datetime | None = None
 
     @property

@@ -126,6 +126,25 @@ def asker_of(lease: Lease) -> Asker:
     return Asker(lease.community or "", lease.peer or "", lease.person or "", roles)
 
 
+def for_nobody(lending: LendingSettings, communities: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return where the settings name a community that is none of ``communities``, and which.
+
+    No error: a rule may be written before the community is joined.
+    """
+    rules = [
+        (f"rule {number} is", rule.community)
+        for number, rule in enumerate(lending.rules, start=1)
+        if rule.community is not None
+    ]
+    of_rules = {name for _, name in rules}  # one mistake is told once
+    beside = [("communities is", name) for name in lending.communities if name not in of_rules]
+    return tuple(
+        (where, name)
+        for where, name in rules + beside
+        if not any(is_named(name, community) for community in communities)
+    )
+
+
 def is_named(name: str, community: str) -> bool:
     """Whether ``NAME``, ``NAME.KEY`` or ``NAME.BEGINNING-OF-KEY`` is this community."""
     wanted, _, key = name.partition(".")

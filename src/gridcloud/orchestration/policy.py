@@ -55,6 +55,7 @@ class Standing:
     free: Resources
     max_time: timedelta
     terms: LoanTerms
+    opens_at: datetime | None = None
 
 
 def decide(lender: Lender, asker: Asker, need: Need, now: datetime) -> Granted:
@@ -156,7 +157,8 @@ def offered(lender: Lender, community: str, now: datetime) -> Standing | None:
         free = NOTHING
     elif opening.changes_at:
         longest = max(min(longest, opening.changes_at - now), timedelta(seconds=1))
-    return Standing(capacity, free, longest, lender.terms(rule, PLAIN_ROLES))
+    opens_at = None if opening.open else opening.changes_at
+    return Standing(capacity, free, longest, lender.terms(rule, PLAIN_ROLES), opens_at)
 
 
 def over_quota(lender: Lender) -> tuple[str, ...]:

@@ -45,8 +45,8 @@ _PAGE = 100
 class Credentials(Protocol):
     """Where the members' credentials are kept; see `gridcloud.grid.community_store`."""
 
-    async def read(self, shelf: str, community: str) -> dict[str, tuple[str, str]]:
-        """Return what stands on a shelf: document and note, by subject."""
+    async def read_about(self, shelf: str, community: str, key: str) -> dict[str, tuple[str, str]]:
+        """Return what of one key stands on a shelf: document and note, by subject."""
         ...
 
 
@@ -63,11 +63,8 @@ class Names:
         that is proved, else "". Idempotent."""
         if known := await self._receipts.knows_name(community, key, name):
             return known
-        for slot, (credential, _) in (
-            await self._credentials.read(Shelf.MEMBER, community)
-        ).items():
-            if not slot.startswith(key):
-                continue
+        about = await self._credentials.read_about(Shelf.MEMBER, community, key)
+        for credential, _ in about.values():
             with contextlib.suppress(GridcloudError):  # what proves nothing is not kept
                 membership = verify_credential(credential, community, ANY_TIME)
                 if membership.member == key:

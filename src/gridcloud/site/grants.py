@@ -6,7 +6,8 @@ end was moved, so that a crash in between leaves nothing contradictory.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 
 from gridcloud.access.certificates import parse_certificate
 from gridcloud.access.keys import public_line
@@ -19,6 +20,9 @@ from gridcloud.store.papers import PaperStore
 
 #: A certificate must end after it begins, though a loan may be recalled at once.
 _SHORTEST = timedelta(seconds=1)
+#: How long a grant is kept once it has ended, and how often is looked for such.
+_KEPT_FOR = timedelta(days=30)
+_LOOK_EVERY = timedelta(hours=1)
 
 
 class Grants:
@@ -27,6 +31,7 @@ class Grants:
     def __init__(self, keyring: Keyring, papers: PaperStore) -> None:
         self._keyring = keyring
         self._papers = papers
+        self._look_at = datetime.min.replace(tzinfo=UTC)
 
     async def make(
         self, request: LeaseRequest, lease: Lease, folder: str, gateway_address: str
@@ -76,10 +81,20 @@ class Grants:
             await self._keep(grant)
         return grant
 
+    async def forget_old(self, live: Iterable[str], now: datetime) -> None:
+        """Drop the grants of loans that are long over, but those of ``live`` leases.
+
+        Does so once an hour, however often it is called.
+        """
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY
+            await self._papers.forget_grants(now - _KEPT_FOR, live)
+
     def _certificate(self, public_key: str, lease: Lease) -> str:
         assert lease.ends_at
         ends = max(lease.ends_at, lease.created_at + _SHORTEST)
         return self._keyring.user_ca.issue(public_key, lease.id, lease.created_at, ends)
 
     async def _keep(self, grant: LeaseGrant) -> None:
-        await self._papers.save_grant(grant.community, grant.lease_id, grant.model_dump_json())
+        text = grant.model_dump_json()
+        await self._papers.save_grant(grant.community, grant.lease_id, text, grant.ends_at)

@@ -3,7 +3,7 @@ who wait. Carrying out is `gridcloud.site.lending`'s."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from gridcloud.grid.leasing import LeaseRequest
@@ -13,9 +13,9 @@ from gridcloud.model.need import Need
 from gridcloud.model.quantities import format_bytes, format_duration
 from gridcloud.orchestration.consumption import Ledger, cpu_seconds
 from gridcloud.orchestration.fairness import Claims
-from gridcloud.orchestration.lender import LENT_FROM, NOTHING, Asker, Lender
+from gridcloud.orchestration.lender import LENT_FROM, NOTHING, Asker, Lender, for_nobody
 from gridcloud.orchestration.policy import Full, decide, offered, over_quota
-from gridcloud.providers.local import LocalProvider
+from gridcloud.site.confining import Confining
 from gridcloud.site.live_settings import LiveSettings
 from gridcloud.store.leases import LeaseStore
 
@@ -29,11 +29,17 @@ class LendingDesk:
     """Holds what decisions need beside the store: what was used, who waits, what is promised."""
 
     def __init__(
-        self, settings: LiveSettings, leases: LeaseStore, local: Callable[[], LocalProvider]
+        self,
+        settings: LiveSettings,
+        leases: LeaseStore,
+        confining: Confining,
+        communities: Callable[[], Awaitable[Sequence[str]]],
     ) -> None:
         self._live = settings
         self._leases = leases
-        self._local = local
+        self._confining = confining
+        #: Gives the communities that this site is a member of.
+        self._communities = communities
         self._claims = Claims()
         self._promised = NOTHING
         self._promised_until = datetime.min.replace(tzinfo=UTC)
@@ -50,7 +56,7 @@ class LendingDesk:
     async def lender(self) -> Lender:
         """Return all that decisions look at, as it is now."""
         settings = self._live.current
-        have = (await self._local().capacity()).resources
+        have = (await self._confining.capacity()).resources
         return Lender(
             name=settings.name,
             lending=settings.lending,
@@ -119,12 +125,13 @@ class LendingDesk:
             free=standing.free,
             max_time_seconds=max(1, int(standing.max_time.total_seconds())),
             network=standing.terms.network,
-            isolation="bubblewrap",
+            isolation=await self._confining.isolation(),
             software=tuple(name for name in names if name.isascii() and name.isprintable())[:256],
             prices=standing.terms.prices,
             country=lender.lending.country or "",
             provider=LENT_FROM,
             notice_seconds=None if notice is None else int(notice.total_seconds()),
+            opens_at=standing.opens_at,
         )
 
     async def hours_changed(self) -> bool:
@@ -152,24 +159,30 @@ class LendingDesk:
         by = "" if not rules else f", by {rules} rule{'s'[: rules != 1]}"
         words = (
             f"{limit.cpus} CPUs, {format_bytes(limit.memory_bytes)}, at most "
-            f"{format_duration(lending.max_time)}, {'with' if lending.network else 'no'} network"
+            f"{format_duration(lending.max_time)}, {'with' if lending.network else 'no'} network, "
+            f"confined by {await self._confining.describe()}"
         )
         return "; ".join([words + by, *(f"over quota: {line}" for line in over_quota(lender))])
 
     async def problems(self) -> tuple[str, ...]:
-        """Return why what the owner means to lend cannot be lent, and where more is lent than
-        the rules allow by now."""
+        """Return why what the owner means to lend cannot be lent, which rules are for nobody, and
+        where more is lent than the rules allow by now."""
         lending = self._live.current.lending
         if not lending.enabled:
             return ()
         found = [problem] if (problem := await self._problem()) else []
         if lending.gpus or any(rule.gpus for rule in lending.rules):
             found.append("GPUs of this host are not lent: a sandbox shows no devices")
+        found += [
+            f"{self._live.file}: {where} for {community}, which this site is not in; "
+            "correct the name, or join it with 'gridcloud community join CODE'"
+            for where, community in for_nobody(lending, await self._communities())
+        ]
         found += [f"over quota: {line}" for line in over_quota(await self.lender())]
         return tuple(f"lending: {line}" for line in found)
 
     async def _problem(self) -> str:
-        return await self._local().lending_problem()
+        return await self._confining.problem()
 
     def _usage(self, lender: Lender, now: datetime) -> dict[str, float]:
         """Return what each site used lately, what runs now among it."""

@@ -37,7 +37,8 @@ class LiveSettings:
         self.problem = ""
         #: Called after `current` was replaced, with what held before.
         self.listeners: list[Callable[[SiteSettings], None]] = []
-        self._file = file
+        #: Where they stand.
+        self.file = file
         self._seen = _signature(file)
         self._watching: asyncio.Task[None] | None = None
 
@@ -62,7 +63,7 @@ class LiveSettings:
         Blocks for one small file.
         """
         try:
-            found = load(self._file)
+            found = load(self.file)
         except InvalidSpec as error:
             self._tell(f"{error} What held before still holds.")
             return False
@@ -76,10 +77,10 @@ class LiveSettings:
             }
         )
         waiting = ", ".join(_differences(after, found))
-        self._tell(f"{self._file}: {waiting} will hold from the next start on." if waiting else "")
+        self._tell(f"{self.file}: {waiting} will hold from the next start on." if waiting else "")
         if changed := list(_differences(before, after)):
             self.current = after
-            log.info("settings changed", file=str(self._file), changed=changed)
+            log.info("settings changed", file=str(self.file), changed=changed)
             for listener in self.listeners:
                 listener(before)
         return bool(changed)
@@ -92,11 +93,11 @@ class LiveSettings:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_SECONDS)
-            found = _signature(self._file)
+            found = _signature(self.file)
             if found == self._seen:
                 continue
             await asyncio.sleep(_SETTLED_SECONDS)
-            if _signature(self._file) != found:
+            if _signature(self.file) != found:
                 continue
             self._seen = found
             try:

@@ -24,7 +24,7 @@ from gridcloud.grid.communities import read_code
 from gridcloud.grid.documents import LEEWAY
 from gridcloud.grid.identity import short
 from gridcloud.grid.messages import ReceiptReply
-from gridcloud.grid.offers import NOT_YET, PeerOffer
+from gridcloud.grid.offers import NOT_YET, PeerOffer, closed
 from gridcloud.grid.papers import LeaseGrant, Offered
 from gridcloud.grid.transport import ByteStream
 from gridcloud.model.api import (
@@ -136,7 +136,7 @@ class Peers:
         """
         if self._broker is None:
             return []
-        known = await self._broker.offers()
+        known = _as_members_see(await self._broker.offers(), await self._broker.communities())
         borrowed = [lease for lease in live if lease.role is LeaseRole.BORROWED]
         return self._offers.listed(known, borrowed, self._given_back)
 
@@ -277,7 +277,8 @@ class Peers:
         for each in known if community is None else [community]:
             for member in await self._broker.members(each):
                 if member.myself:
-                    offered, problem = await self._lending.digest(member.community), ""
+                    offered = await self._lending.digest(member.community)
+                    problem = closed(offered, datetime.now(UTC)) if offered else ""
                 else:
                     offer = offers.get((member.community, member.key))
                     digest = offer.digest if offer else None
@@ -396,6 +397,19 @@ async def _noted(work: Coroutine[Any, Any, None]) -> None:
         await work
     except GridcloudError as error:
         log.info("peers could not be asked", cause=str(error))
+
+
+def _as_members_see(
+    offers: list[PeerOffer], communities: Iterable[CommunityInfo]
+) -> list[PeerOffer]:
+    """Return the offers; those of communities that this site was removed from are none."""
+    ended = {each.id: each.problem for each in communities if each.problem and not each.waiting}
+    return [
+        offer.model_copy(update={"digest": None, "problem": ended[offer.community]})
+        if offer.community in ended
+        else offer
+        for offer in offers
+    ]
 
 
 def _made_offer(

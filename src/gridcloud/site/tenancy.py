@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
+import structlog
+
 from gridcloud.errors import Forbidden, NotFound
 from gridcloud.grid.documents import LEEWAY, sign
 from gridcloud.grid.identity import Identity, short
@@ -20,12 +22,14 @@ from gridcloud.grid.receipts import (
 )
 from gridcloud.model.lease import Lease, LeaseRole
 from gridcloud.model.prices import Prices
+from gridcloud.model.quantities import format_duration
 from gridcloud.model.usage import FadingSums, KeptReceipt, Loan, ReceiptState, Side
 from gridcloud.site.accounting import Names, kept, site_of
 from gridcloud.store.leases import LeaseStore
 from gridcloud.store.receipts import ReceiptStore
 from gridcloud.store.usage import UsageStore
 
+log = structlog.get_logger()
 #: After this long what was borrowed counts half, for spreading what this site asks for.
 _FORGOTTEN_BY_HALVES = timedelta(days=7)
 #: Receipts of one lease that are kept; a lender that shows more, each another, is not heard.
@@ -92,6 +96,9 @@ class Tenancy:
                 prices=grant.prices,
                 starts_at=grant.starts_at,
                 ends_at=grant.ends_at,
+                notice=None
+                if grant.notice_seconds is None
+                else timedelta(seconds=grant.notice_seconds),
             )
 
         await self._usage.change_loan(grant.lease_id, terms)
@@ -109,6 +116,9 @@ class Tenancy:
         if lease.reason or (lease.ends_at is not None and grant.ends_at >= lease.ends_at):
             return  # a lease is recalled once
         reason, ending = reason or "its owner needs it", {"ends_at": grant.ends_at}
+        if short_of := _too_short(await self._usage.loan(lease.id), grant, self._clock()):
+            log.warning("recalled with less notice than agreed", lease=lease.id, why=short_of)
+            reason = f"{reason.rstrip('.')} ({short_of})"
         if await self._leases.change(
             lease.id, lambda kept: kept.model_copy(update=ending | {"reason": reason})
         ):
@@ -182,6 +192,18 @@ class Tenancy:
         if lease.peer != lender:
             raise Forbidden("That lease is another lender's.")
         return lease
+
+
+def _too_short(loan: Loan | None, grant: LeaseGrant, now: datetime) -> str:
+    """Return that a recall gives less notice than was agreed, empty if it does not."""
+    if loan is None:
+        return ""
+    if loan.notice is None:
+        return "though it had agreed not to recall it"
+    # Clocks differ, and telling takes a moment.
+    if grant.ends_at - now >= loan.notice - min(LEEWAY, loan.notice / 2):
+        return ""
+    return f"with less notice than the {format_duration(loan.notice)} agreed"
 
 
 def _agreed(grant: LeaseGrant) -> tuple[str, str, str, Prices]:

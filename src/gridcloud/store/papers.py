@@ -7,8 +7,9 @@ when its method returns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Connection, delete, select
+from sqlalchemy import ColumnElement, Connection, delete, or_, select
 from sqlalchemy.dialects.sqlite import insert
 
 from gridcloud.store.database import Database
@@ -53,6 +54,26 @@ class PaperStore:
 
         return await self._database.run(work)
 
+    async def read_about(self, shelf: str, community: str, key: str) -> dict[str, tuple[str, str]]:
+        """Return what stands on a shelf under ``key`` or ``key/…``: document and note, by subject.
+
+        However many others stand there, it costs what it returns.
+        """
+
+        def work(connection: Connection) -> dict[str, tuple[str, str]]:
+            query = select(papers).where(
+                papers.c.kind == shelf,
+                papers.c.community == community,
+                or_(
+                    papers.c.subject == key,
+                    # "0" comes right after "/".
+                    (papers.c.subject >= f"{key}/") & (papers.c.subject < f"{key}0"),
+                ),
+            )
+            return {row.subject: (row.document, row.note) for row in connection.execute(query)}
+
+        return await self._database.run(work)
+
     async def read_all(self, shelf: str) -> dict[str, dict[str, tuple[str, str]]]:
         """Return what stands on a shelf of every community that has one, by community."""
 
@@ -90,9 +111,16 @@ class PaperStore:
 
         return await self._database.run(work)
 
-    async def save_grant(self, community: str, lease_id: str, grant: str) -> None:
+    async def save_grant(
+        self, community: str, lease_id: str, grant: str, ends_at: datetime
+    ) -> None:
         """Keep what was granted, so that a request that comes twice gets the same answer."""
-        await self._put([_row(_GRANT, community, lease_id, grant)])
+        await self._put([_row(_GRANT, community, lease_id, grant, _moment(ends_at))])
+
+    async def forget_grants(self, before: datetime, keep: Iterable[str]) -> None:
+        """Drop the grants that ended before a time, but those of the leases to ``keep``."""
+        old = (papers.c.kind == _GRANT) & (papers.c.note != "") & (papers.c.note < _moment(before))
+        await self._delete(old & papers.c.subject.not_in(list(keep)))
 
     async def grant(self, lease_id: str) -> str | None:
         """Return what was granted under this id, or None."""
@@ -123,6 +151,11 @@ class PaperStore:
             connection.execute(delete(papers).where(which))
 
         await self._database.run(work)
+
+
+def _moment(time: datetime) -> str:
+    """Return a time as text that sorts as times do."""
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _row(kind: str, community: str, subject: str, document: str, note: str = "") -> dict[str, str]:
