@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Two workers: the tests are written for two cores, and most of their time is spent waiting.
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-fast check format bench simulate clean
+.PHONY: help demo test test-fast check format bench simulate nightly clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -43,11 +43,16 @@ bench: $(VENV)/.bench ## Measure speed side by side with the alternatives; print
 	$(BIN)/python bench/leases.py
 	$(BIN)/python bench/thousand.py
 	$(BIN)/python bench/mesh.py
+	$(BIN)/python bench/containers.py
 
 simulate: $(VENV)/.dev ## Simulate grids of 10 to 5000 sites; SEEDS=N, SITES=10,100; KIND=… SEED=N is one run again.
 	@PYTHONPATH=tests PYTHONHASHSEED=0 $(BIN)/python -m simulation $(if $(KIND),--kind $(KIND)) \
 	  $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SITES),--sites $(SITES)) \
 	  $(if $(OUT),--out $(OUT))
+
+nightly: $(VENV)/.dev ## Hurt every cloud by faults and kills, RUNS=500 times each; SEED=N is one run again.
+	tests/testbeds/install
+	RUNS=$(or $(RUNS),500) SEED=$(SEED) $(PYTEST) -k faults --timeout 14400
 
 clean: ## Remove what these verbs made.
 	rm -rf $(VENV) build dist demo-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,27 +29,9 @@ from gridcloud.model.prices import Prices
 from gridcloud.model.quantities import (
     format_bytes,
     format_duration,
-    parse_bytes,
-    parse_duration,
 )
+from gridcloud.model.written import Bytes, Duration, as_written
 
-
-def _as_written(parse: Callable[[str], object]) -> BeforeValidator:
-    """Let a text stand for a quantity; a bad one becomes an error that names its place."""
-
-    def read(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            return parse(value)
-        except InvalidSpec as error:
-            raise ValueError(str(error)) from error
-
-    return BeforeValidator(read)
-
-
-Duration = Annotated[timedelta, _as_written(parse_duration)]
-Bytes = Annotated[int, _as_written(parse_bytes)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
 #: A community's name, with its founder's key or the first 8 digits of it to tell two apart.
 CommunityPattern = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(\.[0-9a-f]{8,64})?$")]
@@ -65,7 +47,7 @@ def _people(text: str) -> str:
 
 
 #: ``user@site``, where ``*`` stands for everybody or every site.
-PeoplePattern = Annotated[str, _as_written(_people)]
+PeoplePattern = Annotated[str, as_written(_people)]
 
 
 class GridSettings(Frozen):
@@ -128,7 +110,7 @@ class LendingRule(Frozen):
     gpus: Annotated[int, Field(ge=0)] | None = None
     max_time: Annotated[Duration, Field(ge=timedelta(seconds=1))] | None = None
     hours: Annotated[
-        tuple[Annotated[Hours, _as_written(parse_hours)], ...], BeforeValidator(_listed)
+        tuple[Annotated[Hours, as_written(parse_hours)], ...], BeforeValidator(_listed)
     ] = ()
     network: bool | None = None
     software: tuple[Path, ...] | None = None
@@ -146,6 +128,10 @@ class LendingRule(Frozen):
         )
 
 
+#: What confines guests, other than a provider's name.
+AUTO, SANDBOX, CONTAINER = "auto", "bubblewrap", "container"
+
+
 class LendingSettings(Frozen):
     """What peers may use of this host: nothing, until ``enabled``.
 
@@ -153,7 +139,9 @@ class LendingSettings(Frozen):
     nothing. Without rules everybody in ``communities`` (empty: all) gets what there is.
     ``cpus``, ``memory`` and ``gpus`` bound what is lent in all; None means all the host provider
     has. ``software`` names folders shown read-only to guests, with the ``bin`` of each on their
-    PATH. ``half_life`` says how fast what somebody used is forgotten when several want the same.
+    PATH. ``isolation`` says what confines them: ``auto`` (bubblewrap where that works, else the
+    first provider of containers that does), ``bubblewrap``, ``container``, or a provider's name.
+    ``half_life`` says how fast what somebody used is forgotten when several want the same.
     """
 
     enabled: bool = False
@@ -168,6 +156,7 @@ class LendingSettings(Frozen):
     )
     network: bool = False
     software: tuple[Path, ...] = ()
+    isolation: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = AUTO
     communities: tuple[CommunityPattern, ...] = ()
     half_life: Annotated[Duration, Field(ge=timedelta(minutes=1))] = timedelta(days=7)
     rules: Annotated[tuple[LendingRule, ...], Field(max_length=256)] = ()

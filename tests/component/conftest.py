@@ -2,6 +2,7 @@
 
 import pytest
 
+from testbeds import lxd as lxd_testbed
 from testbeds.sites import SiteProcess
 
 
@@ -26,3 +27,19 @@ def site(new_site):
     made = new_site(settings="[providers.local]\ncpus = 2\n")
     made.start()
     return made
+
+
+@pytest.fixture(scope="session")
+def lxd_server():
+    """Keep this machine's LXD running; see `testbeds.lxd`."""
+    if problem := lxd_testbed.problem():
+        pytest.skip(problem)
+    with lxd_testbed.running() as server:
+        yield server
+
+
+@pytest.fixture
+def lxd(lxd_server):
+    """Return a project of its own at a real LXD, emptied and removed with the test."""
+    with lxd_server.project() as project:
+        yield project

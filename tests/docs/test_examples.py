@@ -15,10 +15,12 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from docs.conftest import PAGES, ROOT, blocks, name, prose
 from gridcloud.cli.main import cli
+from gridcloud.model.stack import Stack, StackFile
 from gridcloud.providers.local import LocalSection
 from gridcloud.providers.ssh import SSHSection
 from gridcloud.settings import SiteSettings, load
@@ -28,7 +30,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import make_reference
 
 _SHELLS = {"sh", "sh no-test"}
-_KNOWN = _SHELLS | {"python", "toml", "ini", "text"}
+_KNOWN = _SHELLS | {"python", "toml", "yaml", "ini", "text"}
 RUNNABLE = [page for page in PAGES if any(b.info in ("sh", "python") for b in blocks(page))]
 
 
@@ -161,6 +163,14 @@ def test_settings_shown_are_accepted(page, tmp_path):
             for section in sections.values():
                 kind = section.pop("kind", "local")
                 {"local": LocalSection, "ssh": SSHSection}[kind].model_validate(section)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_stacks_shown_are_accepted(page):
+    """A stack copied from a page is one that can be brought up."""
+    for block in blocks(page):
+        if block.info == "yaml" and "machines:" in block.text:
+            Stack.of(StackFile.read(yaml.safe_load(block.text)))
 
 
 def test_every_setting_is_in_the_reference():

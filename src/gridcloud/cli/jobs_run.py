@@ -20,6 +20,7 @@ from gridcloud.cli.options import (
     need_options,
     print_json,
 )
+from gridcloud.cli.ordering import make_order, order_options
 from gridcloud.errors import GridcloudError, InvalidSpec
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _PATIENT_SECONDS = 2.0
 @click.option("--into", metavar="DIR", help="Where outputs go.  [default: here; arrays: by task]")
 @need_options
 @choice_options
+@order_options
 @click.option(
     "--resubmit",
     type=click.IntRange(0, 100),
@@ -70,6 +72,7 @@ _PATIENT_SECONDS = 2.0
     help="One job for each number, as 1-20; {task} in arguments becomes the number.",
 )
 @click.option("--detach", is_flag=True, help="Print the job's id and return at once.")
+@click.option("--yes", is_flag=True, help="Make a machine, if it takes one, without asking.")
 @as_json
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
@@ -86,12 +89,19 @@ def run(
     within: tuple[str, ...],
     max_price: float | None,
     strategy: str | None,
+    image: str,
+    user_data: str | None,
+    playbooks: tuple[str, ...],
+    variables: tuple[str, ...],
+    volumes: tuple[str, ...],
     resubmit: int | None,
     env: tuple[str, ...],
     name: str,
     array: tuple[int, ...] | None,
     *,
+    spot: bool,
     detach: bool,
+    yes: bool,
     json_: bool,
     command: tuple[str, ...],
 ) -> int:
@@ -103,10 +113,14 @@ def run(
 
         gridcloud run --cpus 2 --in data.csv --out 'plot.png' -- python analyse.py data.csv
 
+    Where a machine has to be made for it, that is shown first with its price; at a terminal you
+    are asked whether to go on. --image, --user-data, --playbook, --volume and --spot say how.
+
     The job belongs to the site: it outlives this command if that is killed ('gridcloud jobs',
     'gridcloud logs -f'). With --json nothing is streamed and the job's record is printed at the
     end.
     """
+    from gridcloud.cli.planning import agreed
     from gridcloud.client import Client
     from gridcloud.model.choice import Strategy
     from gridcloud.model.job import JobSpec
@@ -124,9 +138,13 @@ def run(
         constraints=make_constraints(countries, kinds, within, max_price),
         strategy=Strategy(strategy) if strategy else None,
         resubmit=resubmit,
+        machine=make_order("", image, user_data, playbooks, variables, volumes, spot=spot),
         tasks=array or (),
     )
     with Client() as client:
+        if not json_ and not agreed(client, spec, ask=not yes):
+            click.echo("nothing was started", err=True)
+            return 1
         jobs = client.submit(spec)
         job_id = jobs[0].array_id or jobs[0].id
         if detach:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gridcloud.cli.options import MEMORY, as_json, print_json
+from gridcloud.cli.provider_adding import AnyKind
 from gridcloud.errors import InvalidSpec
 
 if TYPE_CHECKING:
     from gridcloud.client import Client
     from gridcloud.model.api import ProviderInfo
+    from gridcloud.model.fleet import MachineInfo, MachineRequest
+
+#: What a machine for a check has at least, since less boots no usual image; and how long it lasts
+#: at most, should this site vanish meanwhile.
+_SMALLEST_BYTES, _CHECK_LASTS = 512 * 1024**2, timedelta(minutes=45)
 
 
 @click.group()
@@ -21,7 +28,7 @@ def provider() -> None:
     """The machines this site may use."""
 
 
-@provider.group()
+@provider.group(cls=AnyKind)
 def add() -> None:
     """Add a source of machines; it is tried before it is kept in the settings file."""
 
@@ -71,7 +78,7 @@ def ssh(
         name = re.sub(r"[^a-z0-9]+", "-", host.lower()).strip("-")[:31] or "machine"
     with Client() as client:
         section["host_keys"] = _agree_on_key(client, host, port, host_key)
-        _show([client.add_provider(name, section)], json_=json_)
+        show_providers([client.add_provider(name, section)], json_=json_)
 
 
 def _agree_on_key(client: Client, host: str, port: int, expected: str | None) -> list[str]:
@@ -109,20 +116,60 @@ def list_(*, json_: bool) -> None:
     from gridcloud.client import Client
 
     with Client() as client:
-        _show(client.providers(), json_=json_)
+        show_providers(client.providers(), json_=json_)
 
 
 @provider.command()
+@click.option("--quick", is_flag=True, help="Ask its API alone: make no machine.")
 @as_json
 @click.argument("name")
-def check(name: str, *, json_: bool) -> int:
-    """Prove that the provider NAME works, or say what is missing."""
+def check(name: str, *, quick: bool, json_: bool) -> int:
+    """Prove that the provider NAME works, or say what is missing.
+
+    A cloud is proved by making its smallest machine, logging in, and deleting it again, which may
+    cost a little.
+    """
+    from gridcloud.cli.launching import checked
     from gridcloud.client import Client
 
     with Client() as client:
         info = client.check_provider(name)
-    _show([info], json_=json_)
-    return 69 if info.problem else 0
+        if info.problem or quick or not info.makes_machines:
+            show_providers([info], json_=json_)
+            return 69 if info.problem else 0
+        (begun,) = client.start_machine(_smallest(name))
+        try:
+            found = checked(client, begun.name)
+        except KeyboardInterrupt:
+            client.stop_machine(begun.name)
+            click.echo(f"\nending {begun.name}", err=True)
+            return 130
+    if json_:
+        print_json({"provider": info, "machine": found})
+    else:
+        _say_proved(name, found)
+    return 0 if found.ended_at else 69
+
+
+def _smallest(name: str) -> MachineRequest:
+    """Return what to ask for to prove that a cloud works."""
+    from gridcloud.model.fleet import MachineRequest
+    from gridcloud.model.identifiers import new_id
+    from gridcloud.model.machine import MachineOrder
+    from gridcloud.model.need import Need
+
+    need = Need(memory_bytes=_SMALLEST_BYTES, time=_CHECK_LASTS)
+    order = MachineOrder(name=f"check-{new_id(5)}")
+    return MachineRequest(need=need, order=order, provider=name, check=True)
+
+
+def _say_proved(name: str, found: MachineInfo) -> None:
+    from gridcloud.cli import render
+
+    if found.ended_at:
+        return click.echo(f"{name} works: a {found.shape} was made, logged in to, and deleted")
+    why = render.safe_lines(found.reason)
+    return click.echo(f"gridcloud: {name} does not work: {why}", err=True)
 
 
 @provider.command()
@@ -137,7 +184,8 @@ def remove(name: str, *, json_: bool) -> None:
     print_json({"removed": name}) if json_ else click.echo(f"removed {name}")
 
 
-def _show(found: list[ProviderInfo], *, json_: bool) -> None:
+def show_providers(found: list[ProviderInfo], *, json_: bool) -> None:
+    """Print providers as a table, or as JSON."""
     from gridcloud.cli import render
     from gridcloud.model.quantities import format_bytes
 

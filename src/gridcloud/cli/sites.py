@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,11 +17,20 @@ from gridcloud.cli.options import (
     print_json,
 )
 
+if TYPE_CHECKING:
+    from gridcloud.model.api import OffersReply
+    from gridcloud.model.need import Need
+    from gridcloud.model.offer import Verdict
+
 
 @click.command()
 @need_options
 @choice_options
+@click.option("--spot", is_flag=True, help="Machines of capacity that the cloud may take back.")
 @click.option("--most", default=200, show_default=True, help="Show so many, the best first.")
+@click.option(
+    "--shapes", default=5, show_default=True, help="Show so many sizes of machine of each cloud."
+)
 @as_json
 def offers(
     cpus: int,
@@ -33,58 +44,100 @@ def offers(
     max_price: float | None,
     strategy: str | None,
     most: int,
+    shapes: int,
     *,
+    spot: bool,
     json_: bool,
 ) -> int:
     """Show which sites could serve a need, the best first, and why the others cannot.
 
     Nothing is leased or changed. The exit status is 0 if any site could serve it now.
     """
-    from gridcloud.cli import render
     from gridcloud.client import Client
     from gridcloud.model.choice import Strategy
-    from gridcloud.model.quantities import format_duration
 
     need = make_need(cpus, memory, gpus, time_)
     constraints = make_constraints(countries, kinds, within, max_price)
     chosen = Strategy(strategy) if strategy else None
+    asked: dict[str, Any] = {"spot": True} if spot else {}
     with Client() as client:
-        reply = client.offers(need, site, constraints=constraints, strategy=chosen, most=most)
+        reply = client.offers(
+            need, site, constraints=constraints, strategy=chosen, most=most, **asked
+        )
     if json_:
         print_json(reply)
-        return 0 if reply.plan.winners else 75
-    rows = []
-    for verdict in reply.plan.verdicts:
-        offer = verdict.offer
-        amount = offer.free.memory_bytes, offer.capacity.memory_bytes
-        if verdict.rank:
-            word = f"[green]{verdict.rank}[/]"
-        else:
-            word = "later" if verdict.later else "[red]no[/]"
-        rows.append(
-            (
-                word,
-                offer.place,
-                offer.community.split(".")[0] if offer.community else "own",
-                f"{offer.free.cpus}/{offer.capacity.cpus}" if offer.capacity.cpus else "",
-                render.part(*amount) if amount[1] else "",
-                f"{offer.free.gpus}/{offer.capacity.gpus}" if offer.capacity.gpus else "",
-                format_duration(offer.max_time) if offer.max_time else "",
-                " ".join(filter(None, (offer.country, offer.kind))),
-                f"{offer.prices.cost(need.resources, timedelta(hours=1)):g}",
-            )
-        )
+    else:
+        _tell_offers(reply, shapes)
+    return 0 if reply.plan.winners else 75
+
+
+def _tell_offers(reply: OffersReply, most_shapes: int) -> None:
+    """Print a plan: of each cloud the first few shapes that can serve, and of those that cannot."""
+    from gridcloud.cli import render
+
+    plan, need = reply.plan, reply.need
+    shown, untold = [], Counter(plan.shapes_left_out)
+    seen: Counter[tuple[str, bool]] = Counter()
+    for verdict in plan.verdicts:
+        place = verdict.offer.place
+        if verdict.offer.shape:
+            seen[place, verdict.rank is None] += 1
+            if seen[place, verdict.rank is None] > most_shapes:
+                untold[place] += 1
+                continue
+        shown.append(verdict)
     click.echo(f"need: {need}; CPUs, memory and GPUs are what is free, of all there is")
     numbers = ("CPUs", "memory", "GPUs", "longest", "an hour")
-    columns = ("rank", "offer", "from", *numbers[:4], "where", "an hour")
-    empty = {"GPUs": "", "longest": "", "where": "", "an hour": "0"}
+    columns = ("rank", "offer", "shape", "region", "from", *numbers[:4], "where", "an hour")
+    empty = {"shape": "", "region": "", "GPUs": "", "longest": "", "where": "", "an hour": "0"}
+    rows = [_row(verdict, need) for verdict in shown]
     render.table(*render.without(empty, columns, rows), right=numbers)
-    for verdict in reply.plan.verdicts:
+    for verdict in shown:
         if verdict.reasons:
-            click.echo(f"{verdict.offer.place}: {render.safe('; '.join(verdict.reasons))}")
-    if reply.plan.left_out:
-        click.echo(f"and {reply.plan.left_out} more; --most shows more of them")
-    return 0 if reply.plan.winners else 75
+            click.echo(render.safe(f"{verdict.offer.label}: {'; '.join(verdict.reasons)}"))
+    for place, count in sorted((+untold).items()):
+        click.echo(f"{place}: and {count} more shape{'s'[: count != 1]}; --shapes shows more")
+    if left := plan.left_out - sum(plan.shapes_left_out.values()):
+        click.echo(f"and {left} more; --most shows more of them")
+
+
+def _row(verdict: Verdict, need: Need) -> tuple[str, ...]:
+    """Return the cells that tell an offer; of a machine to be made, what that would have."""
+    from gridcloud.cli import render
+    from gridcloud.model.quantities import format_bytes, format_duration
+
+    offer = verdict.offer
+    free, whole = offer.free, offer.capacity
+    if verdict.rank:
+        word = f"[green]{verdict.rank}[/]"
+    else:
+        word = "later" if verdict.later else "[red]no[/]"
+    if offer.shape:
+        amounts = (
+            str(whole.cpus),
+            format_bytes(whole.memory_bytes),
+            str(whole.gpus) if whole.gpus else "",
+        )
+        cost = offer.hourly(need.resources)
+        price = "not known" if cost is None else f"{cost:.4g} {offer.currency}".rstrip()
+    else:
+        amounts = (
+            f"{free.cpus}/{whole.cpus}" if whole.cpus else "",
+            render.part(free.memory_bytes, whole.memory_bytes) if whole.memory_bytes else "",
+            f"{free.gpus}/{whole.gpus}" if whole.gpus else "",
+        )
+        price = f"{offer.prices.cost(need.resources, timedelta(hours=1)):g}"
+    return (
+        word,
+        offer.place,
+        render.plain(f"{offer.shape}, spot" if offer.spot else offer.shape),
+        render.plain(offer.region),
+        offer.community.split(".")[0] if offer.community else "own",
+        *amounts,
+        format_duration(offer.max_time) if offer.max_time else "",
+        " ".join(filter(None, (offer.country, offer.kind))),
+        render.plain(price),
+    )
 
 
 @click.command()

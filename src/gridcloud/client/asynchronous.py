@@ -15,6 +15,7 @@ import aiohttp
 from pydantic import TypeAdapter, ValidationError
 
 from gridcloud.client import starting
+from gridcloud.client.machines import MachineVerbs
 from gridcloud.errors import GridcloudError, InvalidSpec, Unavailable, from_code
 from gridcloud.model.api import (
     CommunityInfo,
@@ -48,7 +49,7 @@ class JobEvent(Event):
     number: int
 
 
-class AsyncClient:
+class AsyncClient(MachineVerbs):
     """A connection to a site. Use it as ``async with AsyncClient() as client:``.
 
     Without arguments it speaks to the user's own site over its unix socket and starts that site
@@ -331,17 +332,6 @@ class AsyncClient:
         if self._session is None:
             raise Unavailable("The client is not open.", hint="Use it in an 'async with' block.")
         return self._session
-
-    async def _call(
-        self,
-        kind: type[T],
-        method: str,
-        path: str,
-        body: object = None,
-        *,
-        query: Sequence[tuple[str, str]] = (),
-    ) -> T:
-        return TypeAdapter(kind).validate_json(await self._do(method, path, body, query=query))
 
     async def _do(
         self,

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gridcloud.client.asynchronous import AsyncClient, JobEvent
+from gridcloud.model.accounts import CostReport, SweepReport, VolumeInfo, VolumeReport
 from gridcloud.model.api import (
     CommunityInfo,
     GridSite,
@@ -25,7 +26,15 @@ from gridcloud.model.api import (
     SiteInfo,
     SiteStatus,
 )
+from gridcloud.model.asking import ProviderKind
 from gridcloud.model.choice import Constraints, Strategy
+from gridcloud.model.fleet import (
+    LaunchNews,
+    MachineInfo,
+    MachineLogin,
+    MachinePlan,
+    MachineRequest,
+)
 from gridcloud.model.job import Job, JobSpec, JobState
 from gridcloud.model.loan import LoanInfo
 from gridcloud.model.need import Need
@@ -149,6 +158,72 @@ class Client:
     def remove_provider(self, name: str) -> None:
         """As `AsyncClient.remove_provider`."""
         self._run(self._async.remove_provider(name))
+
+    def plan_machine(self, request: MachineRequest) -> MachinePlan:
+        """As `AsyncClient.plan_machine`."""
+        return self._run(self._async.plan_machine(request))
+
+    def start_machine(self, request: MachineRequest) -> list[MachineInfo]:
+        """As `AsyncClient.start_machine`."""
+        return self._run(self._async.start_machine(request))
+
+    def machines(self, *, ended: bool = False) -> list[MachineInfo]:
+        """As `AsyncClient.machines`."""
+        return self._run(self._async.machines(ended=ended))
+
+    def machine(self, name: str) -> MachineInfo:
+        """As `AsyncClient.machine`."""
+        return self._run(self._async.machine(name))
+
+    def wait_machine(self, name: str, timeout: timedelta | None = None) -> MachineInfo:
+        """As `AsyncClient.wait_machine`."""
+        return self._run(self._async.wait_machine(name, timeout))
+
+    def machine_events(
+        self, name: str, after: int = 0, *, wait: timedelta | None = None
+    ) -> list[LaunchNews]:
+        """As `AsyncClient.machine_events`."""
+        return self._run(self._async.machine_events(name, after, wait=wait))
+
+    def boot_log(self, name: str) -> str:
+        """As `AsyncClient.boot_log`."""
+        return self._run(self._async.boot_log(name))
+
+    def stop_machine(self, name: str) -> MachineInfo:
+        """As `AsyncClient.stop_machine`."""
+        return self._run(self._async.stop_machine(name))
+
+    def extend_machine(self, name: str, by: timedelta) -> MachineInfo:
+        """As `AsyncClient.extend_machine`."""
+        return self._run(self._async.extend_machine(name, by))
+
+    def login_machine(self, name: str, public_key: str) -> MachineLogin:
+        """As `AsyncClient.login_machine`."""
+        return self._run(self._async.login_machine(name, public_key))
+
+    def provider_kind(self, kind: str) -> ProviderKind:
+        """As `AsyncClient.provider_kind`."""
+        return self._run(self._async.provider_kind(kind))
+
+    def volumes(self) -> VolumeReport:
+        """As `AsyncClient.volumes`."""
+        return self._run(self._async.volumes())
+
+    def make_volume(self, name: str, size_bytes: int, provider: str = "") -> VolumeInfo:
+        """As `AsyncClient.make_volume`."""
+        return self._run(self._async.make_volume(name, size_bytes, provider))
+
+    def remove_volume(self, name: str, provider: str = "") -> VolumeInfo:
+        """As `AsyncClient.remove_volume`."""
+        return self._run(self._async.remove_volume(name, provider))
+
+    def sweep(self, *, dry_run: bool = True) -> SweepReport:
+        """As `AsyncClient.sweep`."""
+        return self._run(self._async.sweep(dry_run=dry_run))
+
+    def costs(self, since: datetime | None = None) -> CostReport:
+        """As `AsyncClient.costs`."""
+        return self._run(self._async.costs(since))
 
     def loans(self) -> list[LoanInfo]:
         """As `AsyncClient.loans`."""

@@ -50,7 +50,8 @@ class SiteStatus(Frozen):
 
 
 class ProviderInfo(Frozen):
-    """One source of capacity; ``problem`` is empty when it works."""
+    """One source of capacity; ``problem`` is empty when it works. Of one that makes machines at a
+    cloud, ``capacity`` is the most that one machine can have."""
 
     name: str
     kind: str
@@ -58,6 +59,7 @@ class ProviderInfo(Frozen):
     free: Resources
     problem: str = ""
     detail: str = ""
+    makes_machines: bool = False
 
 
 class HostKeys(Frozen):

@@ -102,7 +102,9 @@ class Lease(Frozen):
 
     ``peer`` is the key of the other site, ``request_id`` what a loan was asked for by. ``revision``
     counts how often the end was moved. Where a machine is made for it, that is of ``shape`` in
-    ``region`` and as ``order`` says. A loan's life: INTENT, ACTIVE, RELEASED, never back; its
+    ``region`` and as ``order`` says, and an hour of it ``cost`` so much in ``currency`` when it was
+    asked for (None: not known). One without a job has its name in ``order``; where it has a
+    ``reason`` it is being given back. A loan's life: INTENT, ACTIVE, RELEASED, never back; its
     end moves later by renewals, and by one recall, after which there are no renewals, earlier.
     """
 
@@ -126,12 +128,19 @@ class Lease(Frozen):
     ended_at: datetime | None = None
     shape: str = ""
     region: str = ""
+    cost: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    currency: str = ""
     order: MachineOrder = MachineOrder()
 
     @property
     def live(self) -> bool:
         """Whether it holds capacity."""
         return self.state is not LeaseState.RELEASED
+
+    @property
+    def for_a_machine(self) -> bool:
+        """Whether somebody asked for a machine itself, and not for a place for a job."""
+        return self.role is LeaseRole.OWN and self.job_id is None
 
     @property
     def recallable(self) -> bool:

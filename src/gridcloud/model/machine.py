@@ -38,12 +38,14 @@ class Playbook(Frozen):
 class MachineOrder(Frozen):
     """What is asked of a machine besides resources; the default asks nothing.
 
-    ``image`` is a name, an id, or ``OWNER/NAME`` with ``*`` for any text; empty means what the
-    provider's settings say. ``user_data`` is cloud-init's, of any of its kinds, as text; binary
-    (gzip) is base64 behind ``base64:``. ``spot`` asks for capacity that the cloud may take back.
+    ``stack`` is the one it belongs to, if any. ``image`` is a name, an id, or ``OWNER/NAME`` with
+    ``*`` for any text; empty means what the provider's settings say. ``user_data`` is cloud-init's,
+    of any of its kinds, as text; binary (gzip) is base64 behind ``base64:``. ``spot`` asks for
+    capacity that the cloud may take back.
     """
 
     name: Annotated[str, Field(pattern=rf"^({_NAME})?$")] = ""
+    stack: Annotated[str, Field(pattern=rf"^({_NAME})?$")] = ""
     image: Annotated[str, Field(max_length=512)] = ""
     user_data: Annotated[str, Field(max_length=2**20)] = ""
     playbooks: Annotated[tuple[Playbook, ...], Field(max_length=32)] = ()

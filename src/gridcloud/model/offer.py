@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated
 
@@ -11,8 +13,19 @@ from gridcloud.model.choice import OWN
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.need import Resources
 from gridcloud.model.prices import Prices
+from gridcloud.model.shape import Headroom
 
 _REASONS_TOLD = 8
+#: Of how many shapes of one provider the reasons are told; the others are counted.
+_SHAPES_TOLD = 2
+
+
+def offer_key(
+    peer: str | None, provider: str, region: str = "", shape: str = "", *, spot: bool = False
+) -> str:
+    """Return what names an offer whatever its owner calls itself; see `Offer.key`."""
+    source = f"{peer or OWN}/{provider}"
+    return f"{source}/{region}/{shape}{'/spot' if spot else ''}" if shape else source
 
 
 class Offer(Frozen):
@@ -30,7 +43,9 @@ class Offer(Frozen):
 
     One with a ``shape`` is of a cloud: a machine of that size (``capacity``) is made for the lease
     in ``region`` and is its alone; ``cost`` is what an hour of it costs in ``currency``, None if
-    the cloud does not say. It is ``free`` as long as the quota has room for one more.
+    the cloud does not say. It is ``free`` as long as the ``quota``, which all shapes of a region
+    share, has room for one more. A ``flexible`` one is made as large as is needed, at its part of
+    the cost.
     """
 
     site: str
@@ -55,6 +70,8 @@ class Offer(Frozen):
     cost: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     currency: Annotated[str, Field(max_length=8)] = ""
     spot: bool = False
+    flexible: bool = False
+    quota: Headroom | None = None
 
     @property
     def place(self) -> str:
@@ -64,27 +81,59 @@ class Offer(Frozen):
     @property
     def source(self) -> str:
         """Whose capacity it is, whatever the owner calls itself: ``key/provider``."""
-        return f"{self.peer or OWN}/{self.provider}"
+        return offer_key(self.peer, self.provider)
+
+    @property
+    def area(self) -> str:
+        """Where a cloud's quota and troubles are shared: its source with the region."""
+        return f"{self.source}/{self.region}"
+
+    @property
+    def key(self) -> str:
+        """What tells it from all other offers: its source, with region and shape if it has one."""
+        return offer_key(self.peer, self.provider, self.region, self.shape, spot=self.spot)
+
+    @property
+    def label(self) -> str:
+        """All of its name for people: its place, with shape and region if it has them."""
+        where = f" in {self.region}" if self.region else ""
+        how = ", spot" if self.spot else ""
+        return f"{self.place} {self.shape}{where}{how}" if self.shape else self.place
+
+    def hourly(self, resources: Resources) -> float | None:
+        """Return what an hour of the machine made for so much costs in ``currency``; None if that
+        is not known, or no machine is made."""
+        if self.cost is None or not self.flexible or not self.capacity.cpus:
+            return self.cost
+        return self.cost * resources.cpus / self.capacity.cpus
 
 
 class Verdict(Frozen):
     """The planner's word on one offer.
 
     ``rank`` counts from 1 for offers that can serve now; None for those that cannot, with
-    ``reasons``. ``later`` is true when the offer could serve once it has room.
+    ``reasons``. ``later`` is true when the offer could serve once it has room. ``behind`` says why
+    one that can serve is not the best.
     """
 
     offer: Offer
     rank: int | None = None
     reasons: tuple[str, ...] = ()
     later: bool = False
+    behind: str = ""
 
 
 class Plan(Frozen):
-    """Offers judged for one need, the best first; ``left_out`` counts those judged but not told."""
+    """Offers judged for one need, the best first.
+
+    ``fit`` counts those that can serve now, ``left_out`` those judged but not told, of which
+    ``shapes_left_out`` counts the shapes of clouds by their place.
+    """
 
     verdicts: tuple[Verdict, ...]
+    fit: int = 0
     left_out: int = 0
+    shapes_left_out: dict[str, int] = {}
 
     @property
     def winners(self) -> tuple[Offer, ...]:
@@ -97,12 +146,37 @@ class Plan(Frozen):
         return any(v.later for v in self.verdicts)
 
     def explain(self) -> str:
-        """Return one sentence with the reasons of the first few offers that lost."""
-        losers = [v for v in self.verdicts if v.reasons]
-        told = [
-            f"{v.offer.place}: {', '.join(reason.rstrip('.') for reason in v.reasons)}"
-            for v in losers[:_REASONS_TOLD]
-        ]
-        if more := len(losers) - len(told) + self.left_out:
-            told.append(f"and {more} more")
-        return "; ".join(told) or "no site offers anything"
+        """Return one sentence with the reasons of the first few offers that lost.
+
+        Of each cloud a few shapes are told; the others are counted.
+        """
+        told: list[str] = []
+        shapes: Counter[str] = Counter()
+        untold = Counter(self.shapes_left_out)
+        more = self.left_out - sum(untold.values())
+        for verdict in self.verdicts:
+            offer = verdict.offer
+            if not verdict.reasons:
+                continue
+            if offer.shape and shapes[offer.place] == _SHAPES_TOLD:
+                untold[offer.place] += 1
+            elif len(told) == _REASONS_TOLD:
+                more += 1
+            else:
+                reasons = ", ".join(reason.rstrip(".") for reason in verdict.reasons)
+                told.append(f"{offer.label}: {reasons}")
+                shapes[offer.place] += bool(offer.shape)
+        return "; ".join([*told, *_and_more(untold, more)]) or "no site offers anything"
+
+
+def _and_more(shapes: Mapping[str, int], others: int) -> list[str]:
+    """Return words for offers of which no reasons are told."""
+    told = [
+        f"and {count} more shape{'s'[: count != 1]} of {place}"
+        for place, count in shapes.items()
+        if count
+    ]
+    if len(told) > _REASONS_TOLD:
+        others += sum(list(shapes.values())[_REASONS_TOLD:])
+        told = told[:_REASONS_TOLD]
+    return [*told, f"and {others} more"] if others else told

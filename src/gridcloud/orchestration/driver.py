@@ -167,15 +167,15 @@ class JobDriver:
             return await self.place.run(self.job, self.lease, started)
 
         ending = await self._persist(run)
-        outcome = ending.outcome
-        lost = self._holding.lost_by_outcome(outcome)
+        lost = self._holding.lost_by_outcome(ending.outcome)
         if lost and await self._go_back(lost):
             return None
+        outcome = self._holding.as_recalled(ending.outcome, self._refused_to_go)
         began = self.job.started_at or (begun[0] if begun else self._now())
         self.job = self.job.model_copy(update={"started_at": began, "outcome": outcome})
         if outcome.reason == "canceled" or self._cancel.is_set():
             return await self._finish(outcome, "canceled")
-        if outcome.reason == "lost":
+        if ending.outcome.reason == "lost":
             return await self._finish(outcome, outcome.message or "lost: its supervisor was killed")
         await self._to(JobState.STAGE_OUT, _describe(outcome))
         return await self._bring_back(ending)
@@ -187,7 +187,7 @@ class JobDriver:
         await self._bring_back(await self._persist(lambda: self.place.watch(self.job)))
 
     async def _bring_back(self, ending: Ending) -> None:
-        outcome = ending.outcome
+        outcome = self._holding.as_recalled(ending.outcome, self._refused_to_go)
         await self._persist(lambda: self.place.stage_out(self.job, ending))
         if ending.escaping:
             paths = ", ".join(ending.escaping[:3])
@@ -209,9 +209,10 @@ class JobDriver:
         if self.lease.expired(self._now()):
             message = f"The lease ended before the job did. {error}"
             outcome = Outcome(reason="lease-end", message=message)
+        outcome = self._holding.as_recalled(outcome, self._refused_to_go)
         if self._cancel.is_set():
             outcome = Outcome(reason="canceled")
-        await self._finish(outcome, str(error))
+        await self._finish(outcome, outcome.message or str(error))
 
     async def _lost_by(self, error: GridcloudError) -> str:
         """Return why the place is lost, as an error tells; empty if it is not."""

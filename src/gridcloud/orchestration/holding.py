@@ -6,14 +6,16 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from gridcloud.errors import Forbidden, GridcloudError, NotFound
-from gridcloud.model.choice import OWN
 from gridcloud.model.job import JobState, Outcome
 from gridcloud.model.lease import Lease, LeaseRole
+from gridcloud.model.offer import offer_key
 
 #: How long after a lease's end its machine is still asked for the result.
 AFTER_THE_END = timedelta(seconds=30)
 #: A renewal is asked for this long before the end, but no earlier than the last fifth.
 _RENEW_BEFORE = timedelta(minutes=10)
+#: By how much an own lease is lengthened at a time; what a machine costs should this site vanish.
+_OWN_STEP = timedelta(hours=1)
 #: What a supervisor says of a command that was cut off by its machine, not by itself.
 _CUT_OFF = frozenset({"lost", "terminated"})
 
@@ -25,6 +27,8 @@ class Holding:
         self.lease = lease
         self._now = now
         self._length = lease.ends_at - lease.created_at if lease.ends_at else timedelta(0)
+        if lease.role is LeaseRole.OWN:
+            self._length = min(self._length, _OWN_STEP)
         self._silent_since: datetime | None = None
         #: Why its owner ends it early; empty if it does not. A recall that came before a restart
         #: stands in the lease.
@@ -32,8 +36,11 @@ class Holding:
 
     @property
     def source(self) -> str:
-        """Whose capacity it is, as `Offer.source`."""
-        return f"{self.lease.peer or OWN}/{self.lease.provider}"
+        """Which offer it came from, as `Offer.key`."""
+        lease = self.lease
+        return offer_key(
+            lease.peer, lease.provider, lease.region, lease.shape, spot=lease.order.spot
+        )
 
     @property
     def elsewhere(self) -> bool:
@@ -76,8 +83,9 @@ class Holding:
 
     def renewal(self) -> tuple[float, datetime] | None:
         """Return in how many seconds to ask for a later end, and for which; None if never."""
-        end = self.lease.ends_at
-        if end is None or self.recalled or self.lease.role is not LeaseRole.BORROWED:
+        end, lease = self.lease.ends_at, self.lease
+        renewable = lease.role is LeaseRole.BORROWED or bool(lease.shape)
+        if end is None or self.recalled or not renewable:
             return None
         ask_at = end - min(_RENEW_BEFORE, self._length / 5)
         return (ask_at - self._now()).total_seconds(), end + self._length
@@ -98,11 +106,12 @@ class Holding:
         """
         if not self.elsewhere or state not in (JobState.STAGE_IN, JobState.ACTIVE):
             return ""
-        if self.recalled and self.over(state):
+        gone = isinstance(error, NotFound | Forbidden) and self.lease.role is LeaseRole.BORROWED
+        cut_off = gone and state is JobState.ACTIVE  # a little early, where clocks differ
+        if self.recalled and (cut_off or self.over(state)):
             return f"its owner recalled it: {self.recalled.rstrip('.')}."
         if self._ends_anyway():
             return ""
-        gone = isinstance(error, NotFound | Forbidden) and self.lease.role is LeaseRole.BORROWED
         if state is JobState.ACTIVE:
             return str(error) if gone else ""
         return str(error) if error.retryable else ""
@@ -114,6 +123,18 @@ class Holding:
         if not self.elsewhere or outcome.reason not in _CUT_OFF or self._ends_anyway():
             return ""
         return outcome.message or "The machine ended the job."
+
+    def as_recalled(self, outcome: Outcome, stays: str) -> Outcome:
+        """Return an outcome with the recall as its reason, if that is what cut the command off.
+
+        ``stays`` is why the job does not go elsewhere.
+        """
+        away = self._ends_anyway() and outcome.reason in ("stage-in-failed", "active-failed")
+        if not self.recalled or not (away or outcome.reason in (*_CUT_OFF, "lease-end")):
+            return outcome
+        told = f"Its owner recalled the machine before the job was done: {self.recalled}"
+        told = ". ".join([told.rstrip("."), *([f"Not placed anew: {stays}"] if stays else [])])
+        return outcome.model_copy(update={"reason": "recalled", "message": f"{told}."})
 
     def _ends_anyway(self) -> bool:
         """Whether the lease ends as agreed, by now or, as clocks differ, in a moment."""

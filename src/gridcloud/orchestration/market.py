@@ -7,29 +7,45 @@ copied into a `Row` once, when it first comes or changes, and what is asked is p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from math import inf
+from operator import attrgetter, is_
 from typing import Self
 
 from gridcloud.model.choice import Constraints, Strategy
 from gridcloud.model.job import Job
 from gridcloud.model.need import GIB, Need, Resources
 from gridcloud.model.offer import Offer
+from gridcloud.model.shape import Headroom
 
 #: Added to the score of a peer's offer where home comes first: more than any other score.
 _FAR = 2.0**40
+#: The same of a machine that has to be made first.
+_YET_TO_BE_MADE = 2.0**50
+#: How long spot capacity is there for those who do not ask for it, in seconds: not at all.
+SPOT = -1.0
+#: The least that a flexible machine may have.
+ONE_CPU = Resources(cpus=1)
+#: What takes the place of a cost that cannot be compared: more than any other.
+_BEYOND_COMPARE = 1e12
 #: The distance of a peer that was never measured: farther than any other.
 _UNMEASURED = 1e6
+
+
+SHAPE = attrgetter("shape")
+_OFFER, _TAKEN = attrgetter("offer"), attrgetter("taken")
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What one job asks of a place; jobs that wish alike are answered alike.
 
-    ``barred`` are sources (`Offer.source`) that the job lost before. ``input_bytes`` is what has
-    to be copied there.
+    ``barred`` are offers (`Offer.key`) that the job lost before. ``input_bytes`` is what has to be
+    copied there. With ``spot`` a machine is made of capacity that its cloud may take back, without
+    it never.
     """
 
     need: Need
@@ -38,6 +54,7 @@ class Wish:
     strategy: Strategy = Strategy.FIRST_FIT
     barred: tuple[str, ...] = ()
     input_bytes: int = 0
+    spot: bool = False
 
     @classmethod
     def of(cls, job: Job, strategy: Strategy) -> Self:
@@ -50,6 +67,7 @@ class Wish:
             strategy=spec.strategy or strategy,
             barred=job.lost_at,
             input_bytes=job.input_bytes,
+            spot=spec.machine.spot,
         )
 
     @property
@@ -64,6 +82,52 @@ class Wish:
 
 
 @dataclass(slots=True, eq=False)
+class ShapeRow:
+    """What a row has besides if a machine of a shape is to be made, as long as ``pool`` has room.
+
+    ``cost`` is what an hour costs, infinite if that is not known where others' of the same cloud
+    is; ``cpu_cost`` is of each CPU of a flexible one. ``money`` is the cost where it can be
+    compared with others'. ``size`` ranks the smallest first, those of equal cost by what they are;
+    it is empty for a flexible one.
+    """
+
+    offer: Offer
+    spot: bool
+    flexible: bool
+    priced: bool
+    cost: float = 0.0
+    cpu_cost: float = 0.0
+    money: float = 0.0
+    size: tuple[float, ...] = ()
+    pool: Pool | None = None
+
+    @classmethod
+    def of(cls, offer: Offer) -> Self:
+        """Return what an offer says."""
+        return cls(offer, offer.spot, offer.flexible, priced=offer.cost is not None)
+
+    def price(self, *, others_say: bool, comparable: bool) -> None:
+        """Say what it costs beside others: whether ``others_say`` so of the same provider, and
+        whether all are in one currency."""
+        has, cost = self.offer.capacity, self.offer.cost
+        self.cost = self.cpu_cost = 0.0
+        if cost is None:
+            self.cost = inf if others_say else 0.0
+        elif self.flexible:
+            self.cpu_cost = cost / (has.cpus or 1)
+        else:
+            self.cost = cost
+        dear = self.cost == inf or (bool(cost) and not comparable)
+        self.money = _BEYOND_COMPARE if dear else self.cost
+        fixed = (self.money, has.gpus, has.cpus, has.memory_bytes, self.cost)
+        self.size = () if self.flexible else fixed
+
+    def hourly(self, need: Need) -> float:
+        """Return what an hour of the machine for a need costs, in the currency of its cloud."""
+        return self.cost + self.cpu_cost * need.cpus
+
+
+@dataclass(slots=True, eq=False)
 class Row:
     """One offer in plain numbers; ``away`` is large for a peer's.
 
@@ -71,6 +135,9 @@ class Row:
     bound where the size was never learned (``spare_…`` is not). ``part_…`` is what part of all one
     unit is, ``…_left`` what part of all is free. ``longest`` is in seconds. ``taken`` counts how
     often something was taken from it in this round.
+
+    One with a ``shape`` is of a cloud: it is farther away than any peer, since a machine is to be
+    made there first, and has nothing left over.
     """
 
     offer: Offer
@@ -78,6 +145,7 @@ class Row:
     place: str
     site: str
     source: str
+    key: str
     foreign: bool
     away: float
     community: str
@@ -105,18 +173,32 @@ class Row:
     gpu_price: float
     latency: float
     share: float
+    shape: ShapeRow | None = None
     taken: int = 0
 
     @classmethod
     def of(cls, offer: Offer, index: int) -> Self:
         """Return the offer as a row."""
+        row = cls._of_any(offer, index)
+        if offer.shape:
+            row.shape = ShapeRow.of(offer)
+            row.away = row.latency = row.share = row.cpus_left = _YET_TO_BE_MADE
+            row.spare_cpus = row.spare_gpus = 0
+            row.part_cpu = row.part_memory = row.part_gpu = row.memory_left = 0.0
+            if offer.spot:
+                row.longest = SPOT
+        return row
+
+    @classmethod
+    def _of_any(cls, offer: Offer, index: int) -> Self:
         capacity, free, known, prices = offer.capacity, offer.free, offer.known, offer.prices
         return cls(
             offer=offer,
             index=index,
-            place=offer.place,
+            place=offer.label,
             site=offer.site,
             source=offer.source,
+            key=offer.key,
             foreign=offer.peer is not None,
             away=_FAR if offer.peer is not None else 0.0,
             community=offer.community or "",
@@ -148,8 +230,19 @@ class Row:
             share=offer.share,
         )
 
+    def shut(self, why: str) -> None:
+        """Note that it cannot serve in this round after all."""
+        self.offer = self.offer.model_copy(update={"problem": why})
+        self.works = False
+        self.taken += 1
+
     def take(self, amount: Resources) -> None:
-        """Note that so much is free no more."""
+        """Note that so much is free no more; of a cloud, that one machine more is made there."""
+        if self.shape is not None:
+            self.taken += 1
+            if self.shape.pool is not None:
+                self.shape.pool.take(amount if self.shape.flexible else self.offer.capacity)
+            return
         free = self.offer.free.minus(amount)
         self.offer = self.offer.model_copy(update={"free": free})
         self.spare_cpus, self.spare_memory = free.cpus, free.memory_bytes
@@ -161,29 +254,111 @@ class Row:
         self.taken += 1
 
 
+class Pool:
+    """What a cloud's quota leaves in a region, for all of its shapes together, in one round."""
+
+    def __init__(self, quota: Headroom) -> None:
+        self._left = quota
+        #: The shapes made of it.
+        self.rows: list[Row] = []
+
+    def take(self, amount: Resources) -> None:
+        """Note that one more machine is made, and which shapes it leaves no room for."""
+        left = self._left = without(self._left, amount)
+        most = [inf if has is None else has for has in (left.cpus, left.memory_bytes, left.gpus)]
+        for row in self.rows:
+            flexible = row.offer.flexible
+            lacking = left.lacking(ONE_CPU if flexible else row.offer.capacity)
+            if row.works and lacking:
+                row.shut(", ".join(lacking))
+            elif flexible:
+                row.cpus, row.memory, row.gpus = map(min, (row.cpus, row.memory, row.gpus), most)
+
+
+def without(quota: Headroom, amount: Resources) -> Headroom:
+    """Return what a quota leaves once a machine of that size is made besides."""
+    left = {
+        "cpus": _less(quota.cpus, amount.cpus),
+        "memory_bytes": _less(quota.memory_bytes, amount.memory_bytes),
+        "gpus": _less(quota.gpus, amount.gpus),
+        "machines": _less(quota.machines, 1),
+    }
+    return Headroom(**left)
+
+
+def _less(has: int | None, amount: int) -> int | None:
+    return None if has is None else max(0, has - amount)
+
+
 class Market:
     """The offers of one moment as rows. `refreshed` costs little for those that did not change."""
 
     def __init__(self, offers: Iterable[Offer] = ()) -> None:
         self.rows = [Row.of(offer, index) for index, offer in enumerate(offers)]
+        #: How many shapes each place has, by its name.
+        self.shapes: Counter[str] = Counter()
+        self._pricing: tuple[frozenset[str], frozenset[str]] | None = None
+        self._look_at_shapes([row for row in self.rows if row.shape], old=0)
 
     def refreshed(self, offers: Iterable[Offer]) -> Market:
         """Return a market of these offers; rows of offers that are the same objects are kept."""
+        offers = offers if isinstance(offers, list) else list(offers)
+        if self._is_of(offers):
+            return self
         known = {id(row.offer): row for row in self.rows if not row.taken}
-        fresh = Market()
+        fresh, shapes, new_shapes = Market(), [], []
         for index, offer in enumerate(offers):
             row = known.pop(id(offer), None)
             if row is None:
                 row = Row.of(offer, index)
+                if row.shape:
+                    new_shapes.append(row)
+            elif row.shape:
+                shapes.append(row)
             row.index = index
             fresh.rows.append(row)
+        fresh._pricing = self._pricing
+        fresh._look_at_shapes(shapes + new_shapes, old=len(shapes))
         return fresh
+
+    def shut(self, keys: Container[str], why: str) -> None:
+        """Have offers serve nobody in this round: those with such a key, area or source."""
+        for row in self.rows:
+            if row.source in keys or row.key in keys or (row.shape and row.offer.area in keys):
+                row.shut(why)
+
+    def _is_of(self, offers: list[Offer]) -> bool:
+        same = len(offers) == len(self.rows) and all(map(is_, offers, map(_OFFER, self.rows)))
+        return same and not any(map(_TAKEN, self.rows))
+
+    def _look_at_shapes(self, rows: Sequence[Row], *, old: int) -> None:
+        """Put shapes in relation to one another; the ``old`` first were so a moment ago."""
+        priced = [row for row in rows if row.shape and row.shape.priced]
+        currencies = frozenset(row.offer.currency for row in priced)
+        sources = frozenset(row.source for row in priced)
+        places = {row.source: row.offer.place for row in rows}
+        counts = Counter([row.source for row in rows])
+        self.shapes = Counter({places[source]: count for source, count in counts.items()})
+        first = old if self._pricing == (currencies, sources) else 0
+        self._pricing = (currencies, sources)
+        for row in rows[first:]:
+            assert row.shape
+            row.shape.price(others_say=row.source in sources, comparable=len(currencies) < 2)
+        pools: dict[int, Pool] = {}
+        for row in rows:
+            quota = row.offer.quota
+            if quota is not None and row.shape:
+                pool = pools.get(id(quota)) or pools.setdefault(id(quota), Pool(quota))
+                row.shape.pool = pool
+                pool.rows.append(row)
 
 
 def able(rows: Sequence[Row], wish: Wish) -> list[Row]:
     """Return the rows that can serve the wish now."""
     need = wish.need
     cpus, memory, gpus, time = need.cpus, need.memory_bytes, need.gpus, wish.seconds
+    if wish.spot:
+        rows, time = _or_spot(rows, time), SPOT
     found = [
         row
         for row in rows
@@ -200,6 +375,8 @@ def suitable(rows: Sequence[Row], wish: Wish) -> list[Row]:
     """Return the rows that can serve the wish now, or could once they have room."""
     need = wish.need
     cpus, memory, gpus, time = need.cpus, need.memory_bytes, need.gpus, wish.seconds
+    if wish.spot:
+        rows, time = _or_spot(rows, time), SPOT
     found = [
         row
         for row in rows
@@ -211,13 +388,20 @@ def suitable(rows: Sequence[Row], wish: Wish) -> list[Row]:
     return admitted(found, wish)
 
 
+def _or_spot(rows: Sequence[Row], time: float) -> list[Row]:
+    """Return the rows of spot capacity, and of what is there already for so long."""
+    return [
+        row for row in rows if (row.longest >= time if row.shape is None else row.longest == SPOT)
+    ]
+
+
 def admitted(rows: list[Row], wish: Wish) -> list[Row]:
     """Return the rows that the wish's constraints admit."""
     asked = wish.constraints
     if wish.site is not None:
         rows = [row for row in rows if row.site == wish.site]
     if wish.barred:
-        rows = [row for row in rows if row.source not in wish.barred]
+        rows = [row for row in rows if row.key not in wish.barred]
     if asked.countries:
         countries = frozenset(asked.countries)
         rows = [row for row in rows if row.country in countries]
@@ -235,7 +419,17 @@ def admitted(rows: list[Row], wish: Wish) -> list[Row]:
     return rows
 
 
-def an_hour(rows: Iterable[Row], need: Need) -> list[float]:
+def an_hour(rows: Sequence[Row], need: Need) -> list[float]:
+    """Return what an hour of the need costs at each: in credits, and of a cloud in its own
+    currency, infinite where that is not known though it has prices."""
+    rates = credits_an_hour(rows, need)
+    if any(map(SHAPE, rows)):
+        pairs = zip(rows, rates, strict=True)
+        rates = [row.shape.hourly(need) if row.shape else rate for row, rate in pairs]
+    return rates
+
+
+def credits_an_hour(rows: Iterable[Row], need: Need) -> list[float]:
     """Return what an hour of the need costs at each, in credits; as `Prices.cost` has it."""
     cpus, gib, gpus = need.cpus, need.memory_bytes / GIB, need.gpus
     return [row.cpu_price * cpus + row.memory_price * gib + row.gpu_price * gpus for row in rows]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
-from gridcloud.errors import GridcloudError
+from gridcloud.errors import GridcloudError, InvalidSpec, TimedOut
+from gridcloud.model.api import CommunityInfo
 from gridcloud.model.choice import Constraints, Strategy
 from gridcloud.model.identifiers import new_id
 from gridcloud.model.job import Job, JobSpec, JobState, Outcome
@@ -33,6 +34,9 @@ from gridcloud.settings import JobSettings
 log = structlog.get_logger()
 
 _LOOK_AGAIN_AFTER = 5.0
+#: So long a membership is over before jobs that need it end: when a manager is removed, the removal
+#: may arrive before the memberships that are signed anew.
+_HOPELESS_FOR = 15.0
 _RUNNING = (JobState.STAGE_IN, JobState.ACTIVE, JobState.STAGE_OUT, JobState.CLEANUP)
 
 
@@ -64,6 +68,9 @@ class Scheduler:
         #: Called with the need of the first in line that this site's own capacity could serve once
         #: there is room: what is lent may be recalled for it.
         self.on_waiting: Callable[[Need], None] = lambda need: None
+        #: Gives the communities that this site is in, was removed from, or asks to be admitted to;
+        #: without it every job waits for those that it is bound to.
+        self.communities: Callable[[], Awaitable[Sequence[CommunityInfo]]] | None = None
         self._drivers: dict[str, JobDriver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._placing: set[str] = set()
@@ -71,6 +78,7 @@ class Scheduler:
         self._recalls: dict[str, tuple[datetime, str]] = {}
         self._beside: set[asyncio.Task[None]] = set()
         self._told_to_wait: set[str] = set()
+        self._hopeless_since: dict[str, float] = {}
         self._pauses = Pauses()
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -139,13 +147,14 @@ class Scheduler:
         constraints: Constraints | None = None,
         strategy: Strategy | None = None,
         *,
+        spot: bool = False,
         most: int | None = None,
     ) -> Plan:
         """Judge the offers known now as for a job; changes nothing.
 
         Raises `InvalidSpec` for a site or a community that is not known.
         """
-        return await self._choosing.plan(need, site, constraints, strategy, most=most)
+        return await self._choosing.plan(need, site, constraints, strategy, spot=spot, most=most)
 
     def recalled(self, lease_id: str, until: datetime, reason: str) -> None:
         """Take note that an owner ends a lease early; its job goes back in line at that time,
@@ -230,6 +239,7 @@ class Scheduler:
                 await self._take(job, offer)
             except GridcloudError as error:
                 log.error("job not placed; will try again", job=job.id, error=str(error))
+        await self._fail_the_hopeless(placing)
         for job in placing.waiting:
             if why := placing.reasons.get(job.id):
                 self._told_to_wait.add(job.id)
@@ -238,8 +248,22 @@ class Scheduler:
         if self._waiting.further(placing):
             self._wake.set()
 
+    async def _fail_the_hopeless(self, placing: Placing) -> None:
+        """End those who wait for a community that this site is in no more."""
+        if self.communities is None:
+            return
+        hopeless = await self._choosing.hopeless(placing, self.communities)
+        now, before = asyncio.get_running_loop().time(), self._hopeless_since
+        self._hopeless_since = {job.id: before.get(job.id, now) for job, _ in hopeless}
+        ended = set()
+        for job, why in hopeless:
+            if now - self._hopeless_since[job.id] >= _HOPELESS_FOR:
+                await self._end(job, Outcome(reason="no-membership", message=why), why)
+                ended.add(job.id)
+        placing.waiting = [job for job in placing.waiting if job.id not in ended]
+
     def _ask_for_room(self, placing: Placing) -> None:
-        own = [row for row in placing.market.rows if not row.foreign]
+        own = [row for row in placing.market.rows if not row.foreign and not row.shape]
         for job in placing.waiting:
             if suitable(own, Wish.of(job, placing.strategy)):
                 self.on_waiting(job.spec.need)
@@ -300,16 +324,33 @@ class Scheduler:
 
     async def _refused(self, job: Job, lease: Lease, offer: Offer, error: GridcloudError) -> None:
         loop = asyncio.get_running_loop()
-        seconds = self._choosing.shun(offer)
-        if not error.retryable:
+        seconds = self._choosing.shun(offer, error)
+        in_vain = bool(offer.shape) and isinstance(error, TimedOut)  # a machine was paid for
+        if not error.retryable or in_vain:
             seconds = max(seconds, self._pauses.refused(job.id, loop.time()))
         loop.call_later(seconds, self._wake.set)
-        await self._leasing.release(lease, str(error))
+        await self._give_back(lease, str(error))
         job = job.model_copy(update={"lease_id": None, "site": None, "provider": None})
-        told = f"refused by {offer.place}: {error}"
+        told = f"refused by {offer.label}: {error}"
         await self._jobs.save(job, told if self._pauses.news(job.id, told) else "")
         if job.id in self._canceled:
             await self._end(job, Outcome(reason="canceled"), "canceled before it began")
+        elif offer.shape and isinstance(error, InvalidSpec):
+            # Another machine made to the same order would come to the same, and cost as much.
+            await self._end(job, Outcome(reason="machine-failed", message=str(error)), str(error))
+
+    async def _give_back(self, lease: Lease, reason: str) -> None:
+        """Release a lease; one of a machine at a cloud beside this, since that takes a while."""
+        if lease.shape:
+            self._start_beside(self._let_go(lease, reason))
+        else:
+            await self._leasing.release(lease, reason)
+
+    async def _let_go(self, lease: Lease, reason: str) -> None:
+        try:
+            await self._leasing.release(lease, reason)
+        except GridcloudError as error:  # the reconciler tries again
+            log.info("machine not given back yet", lease=lease.id, cause=error.message)
 
     def _driver(self, job: Job, lease: Lease) -> JobDriver:
         place = self._places.open(job, lease)
@@ -331,7 +372,7 @@ class Scheduler:
                 if driver.left:
                     return await self._back_in_line(driver)
                 if driver.tidied:  # else the reconciler gives it up, once that can be done
-                    await self._leasing.release(driver.lease, f"job {job_id} ended")
+                    await self._give_back(driver.lease, f"job {job_id} ended")
                 break
             except (InterruptedByStore, GridcloudError) as error:
                 log.error("job interrupted; will try again", job=job_id, error=str(error))

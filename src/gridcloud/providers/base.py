@@ -10,17 +10,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from gridcloud.errors import InvalidSpec
+from gridcloud.model.asking import Question
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.lease import Endpoint, Lease, Machine
 from gridcloud.model.machine import LaunchStep
 from gridcloud.model.need import Resources
 from gridcloud.model.shape import Headroom, Shape
+from gridcloud.model.things import Thing, Volume
 from gridcloud.settings import LendingSettings
 
 S = TypeVar("S", bound=BaseModel)
@@ -153,13 +156,99 @@ class Provider(ABC):
         """Give up connections. What was launched stays. Idempotent."""
         return
 
+    @classmethod
+    def questions(cls) -> tuple[Question, ...]:
+        """Return what to ask who adds one of these, with what is found on this host. Reads small
+        files of the user's, as ``clouds.yaml``; raises `GridcloudError` if it cannot be used."""
+        return ()
 
-class Lender(ABC):
+
+class Enterable(ABC):
+    """Capability: gives places on the site's own host that are entered, a command at a time.
+
+    A `Machine` of such a place is a ``sandbox``. All raise `GridcloudError` only.
+    """
+
+    @abstractmethod
+    async def enter(
+        self,
+        lease_id: str,
+        command: str,
+        descriptors: tuple[int, int, int],
+        env: Mapping[str, str],
+    ) -> int:
+        """Run a command line by ``/bin/sh -c`` there, on these descriptors; return its status.
+
+        They are stdin, stdout and stderr, pipes mostly; the caller closes its own. One that was
+        ended by signal n returns 128 + n. Raises `NotFound` with the reason once the place has
+        ended, for that is for good.
+        """
+
+    @abstractmethod
+    async def ended(self, lease_id: str) -> str:
+        """Return why a place is no more; empty while it is there, or while nobody knows."""
+
+    @abstractmethod
+    def home(self, lease_id: str) -> Path:
+        """Return where the place's home lies on this host. What is in it may be anybody's."""
+
+    @abstractmethod
+    def shown_as(self, lease_id: str) -> str:
+        """Return the absolute path that the home has inside. Raises `NotFound`."""
+
+    @abstractmethod
+    async def extend(self, lease_id: str, ends_at: datetime) -> None:
+        """Move the end of a place, to later or earlier. Idempotent; raises `NotFound`."""
+
+    async def overrun(self, lease_id: str) -> str:
+        """Return in a sentence which of its bounds something in the place was killed for; empty
+        if none, or if that cannot be told."""
+        return ""
+
+
+class Lender(Enterable):
     """Capability: can give a guest a confined place on the site's own host."""
+
+    #: What confines a guest, as offers tell it.
+    isolation: ClassVar[str]
 
     @abstractmethod
     async def lending_problem(self) -> str:
         """Return why nothing can be lent here, in words for the owner; empty when it can."""
+
+
+class MachineMaker(ABC):
+    """Capability: makes machines at a cloud, where things carry this site's tag.
+
+    As with `Provider`: nothing blocks the event loop, and all errors are `GridcloudError`.
+    """
+
+    @abstractmethod
+    async def things(self) -> list[Thing]:
+        """Return everything there with this site's tag, kept volumes too, asked anew."""
+
+    @abstractmethod
+    async def boot_log(self, lease_id: str) -> str:
+        """Return the end of what a machine wrote to its console; empty where there is none."""
+
+    @abstractmethod
+    async def volumes(self) -> list[Volume]:
+        """Return this site's volumes, asked anew."""
+
+    async def make_volume(self, name: str, size_bytes: int) -> None:
+        """Make a volume that is at no machine. Raises `Conflict` if there is one of that name, and
+        `InvalidSpec` where there are no volumes."""
+        raise InvalidSpec(
+            "This provider makes no volumes ahead of machines.",
+            hint="Name it in --volume of the machine that is to have it.",
+        )
+
+    @abstractmethod
+    async def remove_volume(self, name: str) -> None:
+        """Remove a volume and what is on it.
+
+        Raises `NotFound` if there is none of that name, `Conflict` while it is in use.
+        """
 
 
 def read_section(model: type[S], name: str, section: dict[str, Any]) -> S:

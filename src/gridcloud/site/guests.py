@@ -9,8 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from gridcloud.model.lease import Lease
-from gridcloud.providers.local import LocalProvider
-from gridcloud.providers.local.bubblewrap import GUEST_HOME
+from gridcloud.providers.base import Enterable
 from gridcloud.settings import GatewaySettings
 from gridcloud.site.entrance import Entrance
 from gridcloud.site.gateway import Gateway
@@ -21,22 +20,22 @@ from gridcloud.site.ports import Ports, parse_address
 class Guest:
     """What the gateway may do for one live loan; see `gridcloud.site.gateway`."""
 
-    shown_as = GUEST_HOME
     machine: tuple[str, int] | None = None
 
-    def __init__(self, lease: Lease, local: LocalProvider) -> None:
+    def __init__(self, lease: Lease, place: Enterable) -> None:
         self.lease_id = lease.id
         self.peer = lease.peer
-        self._local = local
+        self._place = place
         self.ends_at = lease.ends_at
-        self.home: Path | None = local.home(lease.id)
+        self.home: Path | None = place.home(lease.id)
+        self.shown_as = place.shown_as(lease.id)
 
     async def run(
         self, command: str, stdin_fd: int, stdout_fd: int, stderr_fd: int, env: Mapping[str, str]
     ) -> int:
-        """Run a command line in the sandbox."""
+        """Run a command line in the guest's place."""
         descriptors = (stdin_fd, stdout_fd, stderr_fd)
-        return await self._local.enter(self.lease_id, command, descriptors, env)
+        return await self._place.enter(self.lease_id, command, descriptors, env)
 
 
 class Guests:

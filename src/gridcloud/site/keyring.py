@@ -1,17 +1,21 @@
-"""The site's secrets: its identity, gateway host key, user CA, and a short-lived key a loan."""
+"""The site's secrets: its identity, gateway host key, user CA, and short-lived keys of leases."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
 import asyncssh
 
 from gridcloud.access.certificates import UserCA
-from gridcloud.access.keys import load, load_or_create, public_line
+from gridcloud.access.keys import ephemeral, load, load_or_create, public_line
 from gridcloud.grid.identity import Identity
 
 _LOANS = "loans"
+#: How long a certificate for a machine is good: enough to log in once. It begins as long ago, since
+#: the clock of a machine that has just been made may be behind.
+_LOGIN_LASTS = timedelta(minutes=10)
 
 
 class Keyring:
@@ -51,6 +55,22 @@ class Keyring:
     def loan_login(self, lease_id: str) -> tuple[asyncssh.SSHKey, str]:
         """Return the private key and certificate of a loan."""
         return load(self._loan(lease_id)), self._certificate(lease_id).read_text().strip()
+
+    def machine_login(self, lease_id: str) -> tuple[asyncssh.SSHKey, str]:
+        """Return a new key, kept nowhere, and a certificate that a lease's machine lets in now."""
+        key = ephemeral()
+        return key, self.machine_certificate(lease_id, public_line(key))
+
+    def machine_certificate(self, lease_id: str, public_key_line: str) -> str:
+        """Return a certificate for somebody's key that a lease's machine lets in now.
+
+        It is good for some minutes, for that machine alone. Raises `InvalidSpec` for what is no
+        public key.
+        """
+        now = datetime.now(UTC)
+        return self.user_ca.issue(
+            public_key_line, lease_id, now - _LOGIN_LASTS, now + _LOGIN_LASTS, port_forwarding=True
+        )
 
     def forget_loan(self, lease_id: str) -> None:
         """Remove the loan's key and certificate. Idempotent."""

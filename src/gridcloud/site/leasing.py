@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from gridcloud.errors import GridcloudError, NoCapacity, NotFound
+from gridcloud.errors import Conflict, GridcloudError, NoCapacity, NotFound
 from gridcloud.model.identifiers import new_id
 from gridcloud.model.job import Job
-from gridcloud.model.lease import Lease, LeaseRole, LeaseState, taken
+from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
+from gridcloud.model.machine import MachineOrder
+from gridcloud.model.need import Need
 from gridcloud.model.offer import Offer
 from gridcloud.providers.base import Provider
+from gridcloud.site.own_offers import OwnOffers
 from gridcloud.site.peers import Peers
 from gridcloud.store.leases import LeaseStore
 
 log = structlog.get_logger()
+#: For how long a machine is made for a job that may run for any time; it is lengthened in time.
+_USUAL_TIME = timedelta(hours=1)
+#: What making a machine, copying and cleaning up may take beside a job's own time limit.
+_BESIDE = timedelta(hours=1)
+#: So often the end of a machine is moved while it is being made, which may take long.
+_MOVE_END_SECONDS = 1200.0
 
 
 class SiteLeasing:
@@ -38,11 +47,10 @@ class SiteLeasing:
         country: Callable[[], str | None],
         deciding: asyncio.Lock,
     ) -> None:
-        self._site_name = site_name
         self._providers = providers
         self._leases = leases
         self._peers = peers
-        self._country = country
+        self._own = OwnOffers(site_name, country)
         #: Held while this host's capacity is given away, so that it is not given twice.
         self._deciding = deciding
         self._giving_back: dict[str, asyncio.Task[None]] = {}
@@ -50,34 +58,40 @@ class SiteLeasing:
     async def offers(self) -> list[Offer]:
         """Return the site's own offers and, of peers, those known now."""
         live = await self._leases.live()
-        own = [await self._own_offer(provider, live) for provider in self._providers.values()]
+        own = await self._own.of(self._providers.values(), live)
         return own + await self._peers.offers(live)
 
     async def intend(self, job: Job, offer: Offer) -> Lease:
-        """See `Leasing`."""
-        borrowed = offer.peer is not None
+        """See `Leasing`. What is made at a cloud has an end, after which it ends itself."""
+        borrowed, now = offer.peer is not None, datetime.now(UTC)
         lease = Lease(
             id=self._peers.lease_id(job.folder_name) if borrowed else new_id(16),
             role=LeaseRole.BORROWED if borrowed else LeaseRole.OWN,
             state=LeaseState.INTENT,
             provider=offer.provider,
             need=job.spec.need,
-            created_at=datetime.now(UTC),
+            created_at=now,
+            ends_at=now + _lasting(job.spec.need) if offer.shape else None,
             job_id=job.id,
             request_id=job.folder_name,
             community=offer.community,
             peer=offer.peer,
+            shape=offer.shape,
+            region=offer.region,
+            cost=offer.hourly(job.spec.need.resources),
+            currency=offer.currency,
+            order=MachineOrder() if borrowed else job.spec.machine,
         )
         if borrowed:
             await self._leases.save(lease)
             return lease
         async with self._deciding:  # what was free when the job was matched may be lent by now
-            provider = self.provider(lease.provider)
-            offer = await self._own_offer(provider, await self._leases.live())
-            lacking = offer.known and offer.free.lacking(lease.need.resources)
+            live = await self._leases.live()
+            offers = await self._own.of([self.provider(lease.provider)], live)
+            lacking = _lacking_by_now(offer, offers, lease.need)
             if lacking:
                 raise NoCapacity(
-                    f"{offer.place} {', '.join(lacking)} by now.", hint="It is tried again."
+                    f"{offer.label} {', '.join(lacking)} by now.", hint="It is tried again."
                 )
             await self._leases.save(lease)
         return lease
@@ -87,10 +101,12 @@ class SiteLeasing:
         if lease.role is LeaseRole.BORROWED:
             active = await self._peers.borrow(lease, offer)
         else:
-            machine = await self.provider(lease.provider).launch(lease)
+            machine = await self._launched(lease)
             active = lease.model_copy(update={"machine": machine, "state": LeaseState.ACTIVE})
 
         def granted(kept: Lease) -> Lease:
+            if lease.role is LeaseRole.OWN:  # its end may have been moved while it was made
+                return active.model_copy(update={"ends_at": kept.ends_at, "reason": kept.reason})
             if not kept.reason:
                 return active
             recall = {"ends_at": kept.ends_at, "reason": kept.reason}  # it came first
@@ -104,6 +120,8 @@ class SiteLeasing:
 
     async def renew(self, lease: Lease, until: datetime) -> Lease:
         """See `Leasing`."""
+        if lease.role is LeaseRole.OWN:
+            return await self._lengthened(lease, until)
         renewed = await self._peers.renew(lease, until)
 
         def later(kept: Lease) -> Lease:
@@ -113,8 +131,9 @@ class SiteLeasing:
         return await self._leases.change(lease.id, later) or renewed
 
     async def release(self, lease: Lease, reason: str) -> None:
-        """See `Leasing`. A loan is given back beside this, and counts as borrowed until then."""
-        if lease.role is not LeaseRole.BORROWED:
+        """See `Leasing`. A loan, and what was made at a cloud, is given back beside this, which may
+        take long, and counts as leased until then."""
+        if lease.role is not LeaseRole.BORROWED and not lease.shape:
             with contextlib.suppress(NotFound):  # a provider taken out of the settings
                 await self.provider(lease.provider).terminate(lease.id)
             await self._released(lease, reason)
@@ -123,18 +142,9 @@ class SiteLeasing:
             self._giving_back[lease.id] = task
             task.add_done_callback(lambda _: self._giving_back.pop(lease.id))
 
-    async def made(self) -> dict[str, list[str]]:
-        """Return what each provider has that is ours; one that cannot say is left out."""
-        found = {}
-        for name, provider in self._providers.items():
-            try:
-                found[name] = await provider.made()
-            except GridcloudError as error:
-                log.warning("provider cannot be asked", provider=name, error=str(error))
-        return found
-
     async def finish(self) -> None:
         """Wait a little for loans that are being given back; the next start sees to the rest."""
+        await self._own.close()
         if tasks := list(self._giving_back.values()):
             _, late = await asyncio.wait(tasks, timeout=5)
             for task in late:
@@ -148,23 +158,67 @@ class SiteLeasing:
         return self._providers[name]
 
     async def _give_back(self, lease: Lease, reason: str) -> None:
-        await self._peers.give_back(lease)
+        if lease.role is LeaseRole.BORROWED:
+            await self._peers.give_back(lease)
+        else:
+            try:
+                await self.provider(lease.provider).terminate(lease.id)
+            except GridcloudError as error:  # it stays on the books, and is tried again
+                log.info("not given back yet", lease=lease.id, cause=error.message)
+                return
         await self._released(lease, reason)
 
     async def _released(self, lease: Lease, reason: str) -> None:
-        released = {"state": LeaseState.RELEASED, "reason": reason}
-        await self._leases.save(lease.model_copy(update=released))
+        now = datetime.now(UTC)
+        await self._leases.change(lease.id, lambda kept: kept.released(reason, now))
 
-    async def _own_offer(self, provider: Provider, live: Iterable[Lease]) -> Offer:
-        capacity = await provider.capacity()
-        return Offer(
-            site=self._site_name,
-            provider=provider.name,
-            capacity=capacity.resources,
-            free=capacity.resources.minus(taken(live, provider.name)),
-            known=capacity.known,
-            isolation=capacity.isolation,
-            problem=capacity.problem,
-            country=self._country() or "",
-            kind=provider.kind,
-        )
+    async def _launched(self, lease: Lease) -> Machine:
+        """Have a provider make what was intended; its end is moved as long as that takes."""
+        provider = self.provider(lease.provider)
+        if not lease.shape:
+            return await provider.launch(lease)
+        moving = asyncio.create_task(self._keep_end_away(lease), name=f"end of {lease.id}")
+        try:
+            return await provider.launch(lease)
+        finally:
+            moving.cancel()
+            await asyncio.gather(moving, return_exceptions=True)
+
+    async def _keep_end_away(self, lease: Lease) -> None:
+        while True:
+            await asyncio.sleep(_MOVE_END_SECONDS)
+            try:
+                await self._lengthened(lease, datetime.now(UTC) + _lasting(lease.need))
+            except GridcloudError as error:  # as long as it cannot be reached; it is tried again
+                log.info("end not moved yet", lease=lease.id, cause=error.message)
+
+    async def _lengthened(self, lease: Lease, until: datetime) -> Lease:
+        """Move the end of what was made at a cloud: there first, since one that lasts longer than
+        its lease is given back in time, while one that ends before it loses its job."""
+        renewed = lease.model_copy(update={"ends_at": until, "revision": lease.revision + 1})
+        await self.provider(lease.provider).lengthen(renewed)
+
+        def later(kept: Lease) -> Lease:
+            if kept.reason or kept.ends_at is None or kept.ends_at >= until:
+                return kept
+            return kept.model_copy(update={"ends_at": until, "revision": kept.revision + 1})
+
+        kept = await self._leases.change(lease.id, later)
+        if kept is None:
+            raise Conflict(f"The lease {lease.id} is over.", hint="Ask for a new one.")
+        return kept
+
+
+def _lasting(need: Need) -> timedelta:
+    """Return for how long from now on a machine is to be there for a need."""
+    return need.time + _BESIDE if need.time else _USUAL_TIME
+
+
+def _lacking_by_now(offer: Offer, offers: Sequence[Offer], need: Need) -> list[str]:
+    """Return why an offer of a moment ago has no room any more, as its provider's offers tell."""
+    now = next((each for each in offers if each.key == offer.key), None)
+    if now is None:
+        return ["is offered no more"]
+    if now.shape and now.problem:
+        return [now.problem]
+    return now.free.lacking(need.resources) if now.known else []

@@ -25,7 +25,7 @@ from gridcloud.model.loan import LoanInfo
 from gridcloud.model.need import Need
 from gridcloud.orchestration.lender import LENT_FROM
 from gridcloud.orchestration.policy import renewed_until, whom_to_recall
-from gridcloud.providers.local import LocalProvider
+from gridcloud.site.confining import Confining
 from gridcloud.site.grants import Grants
 from gridcloud.site.guests import Guest, Guests
 from gridcloud.site.keyring import Keyring
@@ -52,12 +52,14 @@ class Lending:
         leases: LeaseStore,
         papers: PaperStore,
         ports: Ports,
-        local: Callable[[], LocalProvider],
+        confining: Confining,
     ) -> None:
         self._live = settings
         self._leases = leases
+        self._papers = papers
+        self._keyring = keyring
         self._grants = Grants(keyring, papers)
-        self._local = local
+        self._confining = confining
         #: Held from a look at what is free until what is given of it is written down.
         self.deciding = asyncio.Lock()
         self._recalling = asyncio.Lock()
@@ -67,7 +69,7 @@ class Lending:
         self._called_off: dict[tuple[str, str], None] = {}
         self._background: set[asyncio.Task[None]] = set()
         #: Decides, and says what is offered.
-        self.desk = LendingDesk(settings, leases, local)
+        self.desk = LendingDesk(settings, leases, confining, self._communities)
         self.guests = Guests(lambda: settings.current.gateway, keyring, ports)
         #: Tells borrowers of recalls; give it a way to reach them.
         self.recalls = Recalls()
@@ -94,7 +96,8 @@ class Lending:
         if lent or self._live.current.lending.enabled:
             await self.guests.open()
         for lease in lent:
-            self.guests.add(Guest(lease, self._local()))
+            with contextlib.suppress(NotFound):  # what confined it is gone: house-keeping's
+                self.guests.add(Guest(lease, self._confining.of(lease)))
             await self._move_end(lease)  # as written down, should a crash have come in between
             if lease.recall and (grant := await self._grants.current(lease)):
                 self.recalls.begin(grant, lease.recall.reason)
@@ -108,6 +111,13 @@ class Lending:
     async def digest(self, community: str) -> Offered | None:
         """Return what is offered to a community now; None when nothing is."""
         return await self.desk.digest(community)
+
+    async def _communities(self) -> list[str]:
+        """Return the communities that this site is a member of."""
+        me = self._keyring.identity.key
+        return [
+            each for each in await self._papers.communities() if await self.still_member(each, me)
+        ]
 
     async def loans(self) -> list[LoanInfo]:
         """Return what is lent, the oldest first."""
@@ -135,7 +145,7 @@ class Lending:
                 await self._leases.save(lease)
                 self.desk.lent(request)
             try:
-                machine = await self._local().launch(lease)
+                machine = await self._confining.launch(lease)
                 address = self.guests.address
                 grant = await self._grants.make(request, lease, machine.folder, address)
                 lease = lease.activated(machine)
@@ -143,7 +153,7 @@ class Lending:
             except BaseException:  # whatever it was, and also when the asker went away meanwhile
                 await asyncio.shield(self._end(lease.id, "it could not be granted"))
                 raise
-            self.guests.add(Guest(lease, self._local()))
+            self.guests.add(Guest(lease, self._confining.of(lease)))
         log.info("lent", lease=lease.id, need=str(lease.need), to=request.borrower[:16])
         self.on_change()
         return grant
@@ -206,13 +216,13 @@ class Lending:
 
         To be said again while it waits: until half a minute after, nobody is lent what it needs.
         """
-        if (await self._local().capacity()).resources.lacking(need.resources):
+        if (await self._confining.capacity()).resources.lacking(need.resources):
             return
         async with self._recalling:
             async with self.deciding:
                 self.desk.promise(need)
                 live = await self._leases.live()
-                have = (await self._local().capacity()).resources
+                have = (await self._confining.capacity()).resources
                 free = have.minus(taken(live, LENT_FROM))
                 lent = [lease for lease in live if lease.role is LeaseRole.LENT]
             for lease in whom_to_recall(need.resources, free, lent, datetime.now(UTC)):
@@ -257,8 +267,9 @@ class Lending:
 
     async def keep_house(self) -> None:
         """End loans whose sandbox has ended by itself, and those of who is no member any more;
-        notice hours that begin or end. To be called now and then."""
-        for lease in await self._lent():
+        notice hours that begin or end; forget old grants. To be called now and then."""
+        lent = await self._lent()
+        for lease in lent:
             if lease.state is not LeaseState.ACTIVE:
                 continue
             if not await self.still_member(lease.community or "", lease.peer or ""):
@@ -267,12 +278,16 @@ class Lending:
                 await self._end_if_dead(lease)
         if await self.desk.hours_changed():
             self.on_change()
+        await self._grants.forget_old([lease.id for lease in lent], datetime.now(UTC))
 
     async def _end_if_dead(self, lease: Lease) -> None:
         """End a loan a minute after its sandbox was first seen to have ended by itself: until
         then the borrower can still learn why."""
         now = datetime.now(UTC)
-        reason = await self._local().ended(lease.id)
+        try:
+            reason = await self._confining.of(lease).ended(lease.id)
+        except NotFound as error:
+            reason = str(error)
         if not reason:
             self._dead_since.pop(lease.id, None)
         elif now - self._dead_since.setdefault(lease.id, now) > _WORD_OF_THE_END:
@@ -291,7 +306,7 @@ class Lending:
         await self.guests.remove(lease_id)
         self.recalls.forget(lease_id)
         self._dead_since.pop(lease_id, None)
-        await self._local().terminate(lease_id)
+        await self._confining.terminate(lease)
         released = lease.released(reason, datetime.now(UTC))
         if lease.state is LeaseState.ACTIVE and (grant := await self._grants.current(lease)):
             await self.on_ended(released, grant)
@@ -324,7 +339,7 @@ class Lending:
         """Let the sandbox and the gateway go by the lease's end."""
         assert lease.ends_at
         with contextlib.suppress(NotFound):  # it has ended: the house-keeping sees to that
-            await self._local().extend(lease.id, lease.ends_at)
+            await self._confining.of(lease).extend(lease.id, lease.ends_at)
         self.guests.move_end(lease)
 
     async def _lent(self) -> list[Lease]:

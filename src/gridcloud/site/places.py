@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from gridcloud.access.session import SSHSession
+from gridcloud.data.confined import ConfinedFiles
 from gridcloud.data.files import Files, LocalFiles, SFTPFiles
 from gridcloud.data.staging import stage_in, stage_out
+from gridcloud.errors import NotFound
 from gridcloud.executors.executor import Executor, Launch
-from gridcloud.executors.shells import LocalShell, SSHShell
+from gridcloud.executors.shells import EnteredShell, LocalShell, SSHShell
 from gridcloud.model.job import Ending, Job
 from gridcloud.model.lease import Endpoint, Lease, LeaseRole
+from gridcloud.providers.base import Enterable, Provider
 from gridcloud.site.logs import Logs
 
 GRACE_AT_LIMITS = 5.0
+#: What a shell says of a command that was killed.
+_KILLED_STATUS = 128 + signal.SIGKILL
 
 
 class Place:
@@ -32,6 +39,7 @@ class Place:
         here: bool,
         goes_with_lease: bool,
         close: Callable[[], Awaitable[None]],
+        overrun: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         self._name = job.folder_name
         self._executor = executor
@@ -40,6 +48,8 @@ class Place:
         self._here = here
         self._goes_with_lease = goes_with_lease
         self._close = close
+        #: Says which bound of the place something in it was killed for.
+        self._overrun = overrun
         self._over = False
 
     async def state(self) -> str | None:
@@ -68,13 +78,13 @@ class Place:
         )
         ending = await self._executor.run(self._name, launch, self._logs.files(job), started)
         self._over = True
-        return ending
+        return await self._explained(ending)
 
     async def watch(self, job: Job) -> Ending:
         """See `Workplace`."""
         ending = await self._executor.watch(self._name, self._logs.files(job))
         self._over = True
-        return ending
+        return await self._explained(ending)
 
     async def stage_out(self, job: Job, ending: Ending) -> None:
         """See `Workplace`."""
@@ -102,28 +112,47 @@ class Place:
         """See `Workplace`."""
         await self._close()
 
+    async def _explained(self, ending: Ending) -> Ending:
+        """Return an ending with the bound that a command was killed for, if that can be told."""
+        outcome = ending.outcome
+        killed = outcome.signal == signal.SIGKILL or outcome.exit_code == _KILLED_STATUS
+        if outcome.reason or not killed or self._overrun is None:
+            return ending
+        why = await self._overrun()
+        told = outcome.model_copy(update={"message": why or outcome.message})
+        return ending.model_copy(update={"outcome": told})
+
 
 class Places:
     """Opens places. All jobs on one of the site's own SSH machines share a session; a borrowed
-    place has its own, closed when the job ends."""
+    place, and one that was made for its lease, has its own, closed when the job ends. ``providers``
+    are asked for those on this host that are entered."""
 
-    def __init__(self, logs: Logs, dial: Callable[[Lease], SSHSession]) -> None:
+    def __init__(
+        self,
+        logs: Logs,
+        dial: Callable[[Lease], SSHSession],
+        providers: Mapping[str, Provider] | None = None,
+    ) -> None:
         self._logs = logs
         self._dial = dial
+        self._providers = {} if providers is None else providers
         self._sessions: dict[tuple[str, Endpoint], SSHSession] = {}
 
     def open(self, job: Job, lease: Lease) -> Place:
         """Return the job's place; nothing is contacted yet."""
         executor, files, close = self._reach(lease)
         assert lease.machine
+        entered = lease.machine.sandbox
         return Place(
             job,
             executor,
             files,
             self._logs,
-            here=lease.machine.endpoint is None,
-            goes_with_lease=lease.role is LeaseRole.BORROWED,
+            here=lease.machine.endpoint is None and not entered,
+            goes_with_lease=lease.role is LeaseRole.BORROWED or entered or lease.machine.certified,
             close=close,
+            overrun=partial(self._entered(lease).overrun, lease.id) if entered else None,
         )
 
     def executor(self, lease: Lease) -> Executor:
@@ -138,9 +167,14 @@ class Places:
     def _reach(self, lease: Lease) -> tuple[Executor, Files, Callable[[], Awaitable[None]]]:
         machine = lease.machine
         assert machine
+        if machine.sandbox and lease.role is LeaseRole.OWN:
+            place = self._entered(lease)
+            files = ConfinedFiles(place.home(lease.id), str(Path(machine.folder).parent))
+            enter = partial(place.enter, lease.id)
+            return Executor(EnteredShell(enter), machine.folder), files, _nothing
         if machine.endpoint is None:
             return Executor(LocalShell(), machine.folder), LocalFiles(), _nothing
-        if lease.role is LeaseRole.BORROWED:
+        if lease.role is LeaseRole.BORROWED or machine.certified:
             session = self._dial(lease)
             close = session.close
         else:
@@ -151,6 +185,15 @@ class Places:
             session = self._sessions[which]
             close = _nothing
         return Executor(SSHShell(session), machine.folder), SFTPFiles(session), close
+
+    def _entered(self, lease: Lease) -> Enterable:
+        provider = self._providers.get(lease.provider)
+        if not isinstance(provider, Enterable):
+            raise NotFound(
+                f"The provider {lease.provider!r} is no longer in the settings, or does not load.",
+                hint="Put its section back to reach what runs there.",
+            )
+        return provider
 
 
 def _removed(folder: str) -> bool:

@@ -1,4 +1,4 @@
-"""How machines are reached by SSH: with the user's own identity, or with a loan's certificate."""
+"""How machines are reached by SSH: with the user's own identity, or with a lease's certificate."""
 
 from __future__ import annotations
 
@@ -55,7 +55,22 @@ class Reaching:
                 return await self._ways.connect(lender, endpoint, credentials)
 
             return SSHSession(dial)
+        if machine.certified:
+            return self.machine_session(lease, endpoint)
         return self._own_session(endpoint, lambda: self._identity(lease.provider))
+
+    def machine_session(self, lease: Lease, endpoint: Endpoint) -> SSHSession:
+        """Return a session to a machine that was made for an own lease, perhaps a moment ago.
+
+        Each connection logs in with a certificate of its own, so that it may be used for as long as
+        the machine is there.
+        """
+
+        async def dial() -> asyncssh.SSHClientConnection:
+            key, certificate = self._keyring.machine_login(lease.id)
+            return await connect(endpoint, Credentials(key=key, certificate=certificate))
+
+        return SSHSession(dial)
 
     async def probe(self, endpoint: Endpoint, identity: Path | None) -> MachineFacts:
         """Log in and look what is there; see `gridcloud.providers.base.ProviderContext`."""

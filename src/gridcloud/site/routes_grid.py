@@ -24,7 +24,8 @@ from gridcloud.model.usage import (
     UsageQuery,
     UsageReport,
 )
-from gridcloud.settings import Duration, SiteName
+from gridcloud.model.written import Duration
+from gridcloud.settings import SiteName
 from gridcloud.site.routes_site import TheSite
 
 

@@ -17,6 +17,7 @@ from gridcloud.model.api import (
     SiteInfo,
     SiteStatus,
 )
+from gridcloud.model.asking import ProviderKind
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.job import Event, Job, JobSpec, JobState
 from gridcloud.site.site import Site
@@ -137,6 +138,12 @@ async def stop(request: Request) -> None:
 async def providers(site: TheSite) -> list[ProviderInfo]:
     """Return the sources of capacity."""
     return await site.provider_infos()
+
+
+@router.get("/provider-kinds/{kind}")
+async def provider_kind(site: TheSite, kind: str) -> ProviderKind:
+    """Return what to ask who adds a provider of a kind."""
+    return await site.provider_kind(kind)
 
 
 @router.post("/providers", status_code=201)

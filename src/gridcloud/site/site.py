@@ -21,6 +21,7 @@ from gridcloud.data.staging import check_inputs, check_into, total_bytes
 from gridcloud.errors import Conflict, GridcloudError, InvalidSpec
 from gridcloud.grid.identity import Identity
 from gridcloud.grid.membership import pick
+from gridcloud.model.accounts import CostReport, SweepReport
 from gridcloud.model.api import (
     HostKeys,
     LeftInfo,
@@ -29,38 +30,44 @@ from gridcloud.model.api import (
     SiteInfo,
     SiteStatus,
 )
+from gridcloud.model.asking import ProviderKind
 from gridcloud.model.job import Job, JobSpec, JobState
 from gridcloud.model.lease import Lease, LeaseRole, taken
 from gridcloud.model.loan import LoanInfo
 from gridcloud.model.need import Resources
 from gridcloud.model.offer import Plan
-from gridcloud.orchestration.reconciler import reconcile
+from gridcloud.orchestration.costing import costs
 from gridcloud.orchestration.scheduler import Scheduler
 from gridcloud.providers import registry
-from gridcloud.providers.base import Provider, ProviderContext
-from gridcloud.providers.local import LocalProvider
+from gridcloud.providers.base import MachineMaker, Provider, ProviderContext
 from gridcloud.settings import SiteSettings
 from gridcloud.site import settings_edit
 from gridcloud.site.accounting import Accounting, Names
+from gridcloud.site.booting import Booting
+from gridcloud.site.confining import Confining
 from gridcloud.site.keyring import Keyring
 from gridcloud.site.leasing import SiteLeasing
 from gridcloud.site.lending import Lending
 from gridcloud.site.live_settings import LiveSettings
 from gridcloud.site.logs import Logs
+from gridcloud.site.machines import MachineDesk
+from gridcloud.site.mending import Mending
 from gridcloud.site.peers import Peers
 from gridcloud.site.places import Places
 from gridcloud.site.ports import Ports
 from gridcloud.site.reaching import Reaching
+from gridcloud.site.sweeping import sweep
 from gridcloud.site.tenancy import Tenancy
+from gridcloud.site.volumes import VolumeDesk
 from gridcloud.store.database import Database
 from gridcloud.store.jobs import JobStore
+from gridcloud.store.launches import LaunchStore
 from gridcloud.store.leases import LeaseStore
 from gridcloud.store.papers import PaperStore
 from gridcloud.store.receipts import ReceiptStore
 from gridcloud.store.usage import UsageStore
 
 log = structlog.get_logger()
-_RECONCILE_EVERY = 15.0
 _NOT_ENDED = tuple(state for state in JobState if not state.final)
 
 
@@ -81,7 +88,14 @@ class Site:
         self._logs = Logs(state / "logs", state / "jobs")
         papers = PaperStore(self._database)
         ports = Ports(state / "ports.json")
-        self._lending = Lending(self._live, self._keyring, self._leases, papers, ports, self._local)
+        self._lending = Lending(
+            self._live,
+            self._keyring,
+            self._leases,
+            papers,
+            ports,
+            Confining(self._providers, self._live),
+        )
         receipts, usage = ReceiptStore(self._database), UsageStore(self._database)
         names = Names(receipts, papers)
         self.accounting = Accounting(self._identity, receipts, usage, names)
@@ -96,7 +110,7 @@ class Site:
             lambda: self.settings.lending.country,
             self._lending.deciding,
         )
-        self._places = Places(self._logs, self._reaching.session)
+        self._places = Places(self._logs, self._reaching.session, self._providers)
         self.scheduler = Scheduler(
             self.jobs,
             self._leasing,
@@ -105,9 +119,33 @@ class Site:
             settings=lambda: self._live.current.jobs,
             measure=total_bytes,
         )
+        self.machines = MachineDesk(
+            self._leases,
+            LaunchStore(self._database),
+            self._leasing,
+            self._keyring.machine_certificate,
+            lambda: self.settings.jobs.strategy,
+            self._lending.deciding,
+        )
+        self.volumes = VolumeDesk(self._providers)
+        self._booting = Booting(
+            state, self._keyring, self._reaching.machine_session, self.machines.note
+        )
+        self._mending = Mending(
+            self._providers,
+            self._leases,
+            self.jobs,
+            self._leasing,
+            self._lending,
+            self.machines,
+            self._places,
+            self.scheduler,
+            self._booting,
+        )
         self.peers.on_change = self.scheduler.wake
         self._lending.on_change = self._lending_changed
         self.scheduler.on_waiting = self._lending.want_room
+        self.scheduler.communities = self.peers.communities
         self._tenancy.on_recall = self._recalled
         self._lending.recalls.tell = self.peers.recall
         self._lending.still_member = self.peers.is_member
@@ -115,7 +153,6 @@ class Site:
         self._lending.desk.usage = self._lent_lately
         self.peers.borrowed_lately = self._tenancy.borrowed_lately
         self.accounting.show = self.peers.show_receipt
-        self._housekeeping: asyncio.Task[None] | None = None
 
     @property
     def settings(self) -> SiteSettings:
@@ -131,19 +168,18 @@ class Site:
         self._load_providers()
         await self._lending.start()
         await self.peers.start()
-        await self._mend(starting=True)
+        await self._mending.once(starting=True)
         self._lending.open = True
         await self.scheduler.start()
         self._live.start()
-        self._housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
+        self._mending.start()
 
     async def stop(self) -> None:
         """Let go of everything without ending it: jobs and loans go on."""
         await self._live.stop()
-        if self._housekeeping:
-            self._housekeeping.cancel()
-            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        await self._mending.stop()
         await self.scheduler.stop()
+        await self.machines.close()
         await self._leasing.finish()
         await self._places.close()
         await self._reaching.close()
@@ -161,6 +197,7 @@ class Site:
             await self.scheduler.cancel(job.id)
         await asyncio.gather(*(self.scheduler.wait(job.id, 30) for job in running))
         await self._lending.end_all("the site is going away")
+        await self.machines.end_all("the site is going away", wait_seconds=60)
 
     async def submit(self, spec: JobSpec) -> list[Job]:
         """Check a spec against this host's files and the offers, and take it in."""
@@ -197,12 +234,13 @@ class Site:
 
     async def status(self) -> SiteStatus:
         """Return how the site fares."""
-        live = await self._leases.live()
+        live, now = await self._leases.live(), datetime.now(UTC)
         infos = await self.provider_infos()
         count = {role: sum(lease.role is role for lease in live) for role in LeaseRole}
         capacity = free = Resources()
         for info in infos:
-            capacity, free = capacity + info.capacity, free + info.free
+            if not info.makes_machines:  # what is not made yet is nothing to be free
+                capacity, free = capacity + info.capacity, free + info.free
         return SiteStatus(
             name=self.settings.name,
             version=__version__,
@@ -216,6 +254,8 @@ class Site:
             free=free,
             problems=(
                 *(f"provider {i.name}: {i.problem}" for i in infos if i.problem),
+                *self._mending.problems(now),
+                *await self.machines.problems(now),
                 *await self._lending.desk.problems(),
                 *((f"settings: {self._live.problem}",) if self._live.problem else ()),
             ),
@@ -247,6 +287,10 @@ class Site:
                 ProviderInfo(name=name, kind=kind, capacity=nothing, free=nothing, problem=problem)
             )
         return found
+
+    async def provider_kind(self, kind: str) -> ProviderKind:
+        """Return what to ask who adds a provider of a kind."""
+        return await asyncio.to_thread(registry.about, kind)
 
     async def add_provider(self, name: str, section: dict[str, Any]) -> ProviderInfo:
         """Try a provider; if it works keep it in the settings file and use it from now on."""
@@ -288,6 +332,14 @@ class Site:
         if provider := self._providers.pop(name, None):
             await provider.close()
 
+    async def sweep(self, *, dry_run: bool) -> SweepReport:
+        """Remove what carries this site's tag and no lease knows; see `gridcloud.site.sweeping`."""
+        return await sweep(self._providers, self._leases, dry_run=dry_run)
+
+    async def costs(self, since: datetime | None) -> CostReport:
+        """Return what own machines at clouds cost."""
+        return costs(await self._leases.clouds(), datetime.now(UTC), since)
+
     async def loans(self) -> list[LoanInfo]:
         """Return what is lent."""
         return await self._lending.loans()
@@ -324,11 +376,6 @@ class Site:
     def _identity(self) -> Identity:
         return self._keyring.identity
 
-    def _local(self) -> LocalProvider:
-        provider = self._providers["local"]
-        assert isinstance(provider, LocalProvider)
-        return provider
-
     def _recalled(self, lease: Lease, until: datetime, reason: str) -> None:
         self.scheduler.recalled(lease.id, until, reason)
 
@@ -357,59 +404,20 @@ class Site:
             state_folder=self._state,
             lending=self.settings.lending,
             probe=self._reaching.probe,
+            making=self._booting,
         )
         return registry.make(name, kind, section, context)
 
     async def _describe(self, provider: Provider, live: list[Lease]) -> ProviderInfo:
         capacity = await provider.capacity()
+        makes = isinstance(provider, MachineMaker)
+        used = Resources() if makes else taken(live, provider.name)
         return ProviderInfo(
             name=provider.name,
             kind=provider.kind,
             capacity=capacity.resources,
-            free=capacity.resources.minus(taken(live, provider.name)),
+            free=capacity.resources.minus(used),
             problem=capacity.problem,
             detail=capacity.detail,
+            makes_machines=makes,
         )
-
-    async def _keep_house(self) -> None:
-        while True:
-            await asyncio.sleep(_RECONCILE_EVERY)
-            try:
-                await self._mend(starting=False)
-            except Exception:  # whatever it was, the house is kept again next time
-                log.exception("housekeeping failed")
-
-    async def _give_up(self, lease: Lease, reason: str) -> None:
-        log.info("mending: lease given up", lease=lease.id, role=lease.role, reason=reason)
-        try:
-            if lease.role is LeaseRole.LENT:
-                return await self._lending.end(lease, reason)
-            if lease.role is LeaseRole.OWN and lease.machine and lease.machine.endpoint:
-                # What a job left on a machine that was out of reach when it ended.
-                await self._places.executor(lease).remove(lease.request_id)
-            return await self._leasing.release(lease, reason)
-        except GridcloudError as error:
-            log.info("mending: not yet", lease=lease.id, cause=error.message)
-
-    async def _mend(self, *, starting: bool) -> None:
-        """Bring leases, jobs and what providers have into agreement."""
-        made = await self._leasing.made()
-        jobs = {
-            # A job in line that nobody looks after names what it was to have before a failure.
-            job.id: job.lease_id
-            if job.state is not JobState.QUEUED or self.scheduler.attends(job.id)
-            else None
-            for job in await self.jobs.listed(_NOT_ENDED)
-        }
-        leases = await self._leases.live()
-        mending = reconcile(leases, jobs, made, datetime.now(UTC), starting=starting)
-        await asyncio.gather(*(self._give_up(*each) for each in mending.release))
-        await self._lending.keep_house()
-        for name, lease_id in mending.terminate:
-            known = await self._leases.find(lease_id)  # granted since the leases were read?
-            if known is None or not known.live:
-                log.info("mending: stray removed", provider=name, lease=lease_id)
-                try:
-                    await self._leasing.provider(name).terminate(lease_id)
-                except GridcloudError as error:
-                    log.info("mending: not yet", lease=lease_id, cause=error.message)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, select
 from sqlalchemy.dialects.sqlite import insert
 
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState
@@ -53,6 +53,24 @@ class LeaseStore:
 
         return await self._database.run(work)
 
+    async def machines(self, name: str | None = None, *, ended: bool = True) -> list[Lease]:
+        """Return the leases of machines without a job, the oldest first: those of one name only,
+        and unless ``ended`` only those that hold capacity."""
+
+        def work(connection: Connection) -> list[Lease]:
+            query = select(leases.c.value)
+            query = query.where(leases.c.machine == name if name else leases.c.machine.is_not(None))
+            if not ended:
+                query = query.where(leases.c.state != LeaseState.RELEASED.value)
+            return _in_order(connection, query)
+
+        return await self._database.run(work)
+
+    async def clouds(self) -> list[Lease]:
+        """Return the leases for which a machine was made at a cloud, the oldest first."""
+        query = select(leases.c.value).where(leases.c.shape.is_not(None))
+        return await self._database.run(lambda connection: _in_order(connection, query))
+
     async def ended_since(self, role: LeaseRole, since: datetime) -> list[Lease]:
         """Return the leases of a role that were over at ``since`` or later."""
         first = since.astimezone(UTC)
@@ -77,12 +95,19 @@ def _find(connection: Connection, lease_id: str) -> Lease | None:
     return Lease.model_validate_json(value) if value else None
 
 
+def _in_order(connection: Connection, query: Select[tuple[str]]) -> list[Lease]:
+    found = [Lease.model_validate_json(row.value) for row in connection.execute(query)]
+    return sorted(found, key=lambda lease: (lease.created_at, lease.id))
+
+
 def _put(connection: Connection, lease: Lease) -> None:
     row = {
         "id": lease.id,
         "role": lease.role.value,
         "state": lease.state.value,
         "value": lease.model_dump_json(exclude_defaults=True),
+        "machine": (lease.order.name or None) if lease.for_a_machine else None,
+        "shape": lease.shape or None,
     }
     still = leases.c.state != LeaseState.RELEASED.value
     new = insert(leases).values(row)

@@ -16,7 +16,7 @@ from sqlalchemy import (
 )
 
 #: The newest migration; `migrations/versions` holds it and its forerunners.
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData()
 
@@ -40,6 +40,7 @@ events = Table(
     Column("message", Text, nullable=False),
 )
 
+#: ``machine`` is the name of a machine without a job, ``shape`` of what was made at a cloud.
 leases = Table(
     "leases",
     metadata,
@@ -47,7 +48,39 @@ leases = Table(
     Column("role", String, nullable=False),
     Column("state", String, nullable=False, index=True),
     Column("value", Text, nullable=False),
+    Column("machine", String, index=True),
+    Column("shape", String, index=True),
 )
+
+#: How making a machine goes on.
+launch_events = Table(
+    "launch_events",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("lease_id", String, nullable=False, index=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("step", String, nullable=False),
+    Column("message", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+#: Machines that were asked for; ``pending`` while some of them are neither ready nor given up.
+machine_starts = Table(
+    "machine_starts",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("pending", Boolean, nullable=False, index=True),
+    Column("value", Text, nullable=False),
+)
+#: Which machines each of them is of.
+machine_names = Table(
+    "machine_names",
+    metadata,
+    Column("start_id", String, primary_key=True),
+    Column("name", String, primary_key=True),
+)
+Index("machine_starts_by_name", machine_names.c.name)
 
 #: Signed documents of communities, as they came: communities, memberships, used invitations,
 #: granted leases. ``community`` and ``subject`` are what a document is about.

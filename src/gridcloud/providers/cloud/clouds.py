@@ -3,52 +3,41 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from gridcloud.errors import InvalidSpec
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.need import Resources
 from gridcloud.model.shape import Headroom, Shape
+from gridcloud.model.things import (
+    ENDS_TAG,
+    KEPT,
+    LEASE_TAG,
+    MACHINE,
+    SHARED,
+    SITE_TAG,
+    Tags,
+    Thing,
+    Volume,
+)
 
-#: The keys of tags; within what every cloud allows (lowercase letters, digits, hyphens).
-SITE_TAG, LEASE_TAG, ENDS_TAG = "gridcloud-site", "gridcloud-lease", "gridcloud-ends"
-_TIME = "%Y%m%dt%H%M%Sz"
-_SITE_DIGITS = 32
-
-
-class Tags(Frozen):
-    """Whose a thing is, for which lease it was made, and when that ends (None: when told).
-
-    ``site`` is the beginning of the site's key. A volume that is kept has the lease ``kept``.
-    """
-
-    site: str
-    lease: str
-    ends_at: datetime | None = None
-
-    @classmethod
-    def of(cls, site_key: str, lease: str, ends_at: datetime | None = None) -> Self:
-        """Return the tags of what this site makes for a lease."""
-        return cls(site=site_key[:_SITE_DIGITS], lease=lease, ends_at=ends_at)
-
-    def written(self) -> dict[str, str]:
-        """Return them as a cloud keeps them: lowercase texts of at most 63 characters."""
-        ends = self.ends_at.astimezone(UTC).strftime(_TIME) if self.ends_at else "never"
-        return {SITE_TAG: self.site, LEASE_TAG: self.lease, ENDS_TAG: ends}
-
-    @classmethod
-    def read(cls, written: Mapping[str, str]) -> Self | None:
-        """Return the tags of a thing that a gridcloud site made; None for any other thing."""
-        if SITE_TAG not in written or LEASE_TAG not in written:
-            return None
-        try:
-            ends = datetime.strptime(written.get(ENDS_TAG, ""), _TIME).replace(tzinfo=UTC)
-        except ValueError:
-            ends = None
-        return cls(site=written[SITE_TAG], lease=written[LEASE_TAG], ends_at=ends)
+__all__ = [
+    "ENDS_TAG",
+    "KEPT",
+    "LEASE_TAG",
+    "MACHINE",
+    "SHARED",
+    "SITE_TAG",
+    "Build",
+    "Cloud",
+    "Condition",
+    "Image",
+    "Server",
+    "Tags",
+    "Thing",
+    "Volume",
+]
 
 
 class Image(Frozen):
@@ -63,9 +52,11 @@ class Image(Frozen):
 
 
 class Build(Frozen):
-    """All that a machine is made of. ``place`` is a zone of the shape's region, ``network`` and
-    ``volumes`` are what the cloud called those when it made them. ``token`` is the same in every
-    attempt of one launch: a cloud that knows client tokens makes but one machine for it."""
+    """All that a machine is made of. ``place`` is one of `Cloud.places`, ``network`` and
+    ``volumes`` are what the cloud called those when it made them, to be attached later.
+    ``token`` is the same in every attempt of one launch in one place: a cloud that knows client
+    tokens makes but one machine for it. At most 40 lowercase letters, digits and hyphens; as
+    ``name``, which is at most 60 and holds the lease."""
 
     tags: Tags
     name: str
@@ -99,26 +90,6 @@ class Server(Frozen):
     reason: str = ""
 
 
-class Thing(Frozen):
-    """Something at a cloud that carries a gridcloud tag; ``kind`` is for people, as ``network``."""
-
-    kind: str
-    id: str
-    tags: Tags
-    costs: bool = True
-
-
-class Volume(Frozen):
-    """A disk that outlives machines. ``attached_to`` is the lease of the machine it is at."""
-
-    id: str
-    name: str
-    size_bytes: int
-    created_at: datetime | None = None
-    attached_to: str = ""
-    place: str = ""
-
-
 class Cloud(ABC):
     """One account at one cloud. A thin shell around its SDK: no retries, no waiting, no deciding.
 
@@ -137,12 +108,17 @@ class Cloud(ABC):
     name that holds the tags; so that it is found again whatever happens after. Each method that
     makes something first looks for what an earlier attempt made for the same lease and returns
     that; but a cloud may not show yet what it made a moment ago, so ``token`` is used as well.
+
+    A call that is cancelled may be carried out all the same. Where it runs in a thread, it has a
+    time-out of its own, of a minute at most; so a machine cannot appear long after its lease ended.
     """
 
     #: The most user-data it takes, in bytes before base64.
     user_data_limit: ClassVar[int] = 16 * 1024
     #: Whether a machine that powers itself off is deleted by the cloud.
     deletes_what_is_off: ClassVar[bool] = False
+    #: For how long it may not show what it made; 0 where that is shown at once.
+    shows_late_seconds: ClassVar[float] = 2.0
     #: Whether its machines run cloud-init.
     runs_cloud_init: ClassVar[bool] = True
 
@@ -157,7 +133,8 @@ class Cloud(ABC):
     @abstractmethod
     async def places(self, shape: Shape) -> tuple[str, ...]:
         """Return the zones where a shape can be made, the preferred first; at least one, which
-        may be empty where there are no zones."""
+        may be empty where there are no zones. Networks and volumes are asked for by place alone,
+        so its name tells regions apart, as ``region/zone``."""
 
     @abstractmethod
     async def image(self, wanted: str, shape: Shape) -> Image:
@@ -169,19 +146,27 @@ class Cloud(ABC):
     @abstractmethod
     async def network(self, tags: Tags, place: str) -> str:
         """Return the network to use: the settings' own, or one found by its tags or made, with
-        what it needs to be reached by SSH alone. Idempotent."""
+        what it needs to be reached by SSH alone. Idempotent.
+
+        One that several machines share is tagged with the lease `SHARED`, and goes with the last
+        of them; see `remove`.
+        """
 
     @abstractmethod
     async def create(self, build: Build) -> str:
         """Begin to make a machine; return its id at once. Idempotent by the lease and token.
 
+        Where the cloud knows no tokens, two attempts that overlap may make two: then it looks
+        again afterwards and removes all but one, the same one whoever looks. If the network or a
+        volume is gone, that is `Unavailable`: they are asked for again before the next attempt.
         It powers itself off at its end by what is in its user-data, and a cloud that can delete
         it then is told to here.
         """
 
     @abstractmethod
     async def server(self, lease_id: str) -> Server | None:
-        """Return the machine of a lease; None if the cloud shows none (yet, or any more)."""
+        """Return the machine of a lease; None if the cloud shows none (yet, or any more). Of
+        several, always the same one: the oldest."""
 
     @abstractmethod
     async def boot_log(self, lease_id: str) -> str:
@@ -191,9 +176,18 @@ class Cloud(ABC):
     async def remove(self, lease_id: str) -> bool:
         """Begin to remove everything made for a lease; return whether nothing is left.
 
-        To be called again until that is so; kept volumes are detached, not removed. Idempotent,
-        and an unknown lease is no error.
+        To be called again until that is so; kept volumes are detached, not removed. Once nothing
+        is left of any lease, what they `SHARED` is removed too, at any call: a call for the lease
+        `SHARED` asks for just that. Idempotent, and an unknown lease is no error.
         """
+
+    async def remove_others(self, lease_id: str) -> None:
+        """Remove all machines of a lease but the one that `server` returns.
+
+        For clouds that know no tokens: there a create that was carried out after its time-out may
+        make a second. Idempotent.
+        """
+        return
 
     @abstractmethod
     async def things(self) -> list[Thing]:

@@ -15,11 +15,11 @@ from gridcloud.errors import GridcloudError, NotFound
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.lease import Lease, LeaseRole, LoanTerms, Machine
 from gridcloud.model.need import Resources
+from gridcloud.model.written import Bytes
 from gridcloud.providers.base import Capacity, Lender, Provider, ProviderContext, read_section
 from gridcloud.providers.local import bubblewrap, sandbox
 from gridcloud.providers.local.bubblewrap import GUEST_HOME
 from gridcloud.providers.local.sandbox import SandboxSpec
-from gridcloud.settings import Bytes
 
 SANDBOXES = "sandboxes"
 JOBS = "jobs"
@@ -38,6 +38,7 @@ class LocalProvider(Provider, Lender):
     lease of a peer is a sandbox in ``STATE/sandboxes/LEASE``."""
 
     kind: ClassVar[str] = "local"
+    isolation: ClassVar[str] = "bubblewrap"
 
     def __init__(self, name: str, section: dict[str, Any], context: ProviderContext) -> None:
         super().__init__(name, section, context)
@@ -123,6 +124,10 @@ class LocalProvider(Provider, Lender):
     def home(self, lease_id: str) -> Path:
         """Return where the guest's home lies on this host."""
         return self._folder(lease_id) / "home"
+
+    def shown_as(self, lease_id: str) -> str:
+        """Return where the guest's home is in its sandbox."""
+        return GUEST_HOME
 
     async def extend(self, lease_id: str, ends_at: datetime) -> None:
         """Move the end of a sandbox."""

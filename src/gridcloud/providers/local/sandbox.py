@@ -39,7 +39,16 @@ from gridcloud.providers.local.bubblewrap import (
 )
 from gridcloud.providers.local.keeper import start_time
 
-__all__ = ["SandboxSpec", "SandboxState", "extend", "launch", "run", "state", "terminate"]
+__all__ = [
+    "SandboxSpec",
+    "SandboxState",
+    "extend",
+    "launch",
+    "remove_tree",
+    "run",
+    "state",
+    "terminate",
+]
 
 MAX_REPLY_BYTES = 256
 #: How long the connection to a live agent may take; a guest could stop it from answering.
@@ -341,12 +350,12 @@ def _terminate(folder: Path, timeout: float) -> None:
         return
     _end(folder, timeout)
     try:
-        _remove(folder)
+        remove_tree(folder)
     except OSError as error:
         raise Unavailable(f"The sandbox's folder could not be removed: {error}.") from error
 
 
-def _remove(folder: Path) -> None:
+def remove_tree(folder: Path) -> None:
     """Remove a folder, however its guest left it: any depth, any permissions.
 
     No process of the guest lives any more, so nothing changes meanwhile. A folder's folders are

@@ -14,8 +14,8 @@ from gridcloud.errors import GridcloudError
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.lease import Endpoint, Lease, Machine
 from gridcloud.model.need import Resources
+from gridcloud.model.written import Bytes
 from gridcloud.providers.base import Capacity, MachineFacts, Provider, ProviderContext, read_section
-from gridcloud.settings import Bytes
 
 _TRUST_A_PROBE_FOR = timedelta(minutes=5)
 _RETRY_A_FAILED_PROBE_AFTER = timedelta(seconds=30)
