@@ -44,6 +44,7 @@ bench: $(VENV)/.bench ## Measure speed side by side with the alternatives; print
 	$(BIN)/python bench/thousand.py
 	$(BIN)/python bench/mesh.py
 	$(BIN)/python bench/containers.py
+	$(BIN)/python bench/machines.py
 
 simulate: $(VENV)/.dev ## Simulate grids of 10 to 5000 sites; SEEDS=N, SITES=10,100; KIND=… SEED=N is one run again.
 	@PYTHONPATH=tests PYTHONHASHSEED=0 $(BIN)/python -m simulation $(if $(KIND),--kind $(KIND)) \

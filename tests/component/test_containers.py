@@ -136,22 +136,22 @@ class _Containers(ProviderContract):
 
     @pytest.fixture
     def make(self, context, section):
-        made = []
-
         def make(told=None):
-            made.append(ContainersProvider(NAME, section if told is None else told, context))
-            return made[-1]
+            return ContainersProvider(NAME, section if told is None else told, context)
 
-        self.last = lambda: made[-1]
-        yield make
+        self.make_another = make
+        return make
 
     async def check_works(self, machine):
-        assert (await run_in(self.last(), machine.lease_id, "exit 7"))[0] == 7
-        await self.last().close()
+        another = self.make_another()
+        assert (await run_in(another, machine.lease_id, "exit 7"))[0] == 7
+        await another.close()
 
     async def check_gone(self, machine):
-        assert await self.last().ended(machine.lease_id)
-        assert not self.last().home(machine.lease_id).exists()
+        another = self.make_another()
+        assert await another.ended(machine.lease_id)
+        assert not another.home(machine.lease_id).exists()
+        await another.close()
 
 
 class TestOwnContainers(_Containers):
@@ -310,11 +310,12 @@ class TestBounds:
         assert (provider.home(lease.id) / "status").read_text() == "137\n"
         assert "more memory than its lease" in await provider.overrun(lease.id)
 
-    async def test_it_ends_by_itself(self, provider, engine):
+    async def test_it_ends_by_itself(self, provider, engine, section):
         """With nobody there to end it, a container is gone soon after its lease's end."""
         lease = new_lease(minutes=1 / 6)
-        await provider.launch(lease)
-        await provider.close()
+        one = ContainersProvider(NAME, section, provider.context)
+        await one.launch(lease)
+        await one.close()
 
         async def gone():
             return not engine.labelled(f"gridcloud-lease={lease.id}")
@@ -351,8 +352,9 @@ class TestBounds:
             return not engine.labelled(f"gridcloud-lease={lease.id}")
 
         await until(gone)
-        await provider.terminate(lease.id)
-        await provider.close()
+        next_one = ContainersProvider(NAME, section, context)
+        await next_one.terminate(lease.id)
+        await next_one.close()
 
     async def test_gpus_are_given_to_one_lease_each(self, section, state_folder):
         """Devices named in the settings are shown to who has them, and to nobody else."""

@@ -6,7 +6,11 @@ import json
 import secrets
 from datetime import UTC, datetime, timedelta
 
+import aiohttp
+import openstack
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from gridcloud.errors import Forbidden, InvalidSpec, NoCapacity, TimedOut, Unavailable
 from gridcloud.model.identifiers import new_id
@@ -26,7 +30,7 @@ from gridcloud.providers.openstack.cloud import OpenStackCloud
 from gridcloud.settings import LendingSettings
 from testbeds import fault_proxy
 from testbeds.faults import Subject, hurt, seeds
-from testbeds.openstack.layout import INSIDE, PORTS
+from testbeds.openstack.layout import INSIDE, PORTS, REGION
 from testbeds.openstack.testbed import lacking, openstack_testbed
 from testbeds.sites import SiteProcess, wait_until
 
@@ -282,17 +286,16 @@ async def test_wrong_credentials_are_told(common, tmp_path):
 
 async def test_an_expired_token_is_told(common, tmp_path):
     """A token that the cloud takes no more is an error with what to do, not one to repeat."""
-    token = common.user.session.get_token()
+    session = openstack.connect(auth=common.auth, region_name=REGION).session
+    token = session.get_token()
     auth = {"auth_url": common.auth["auth_url"], "project_id": common.id, "token": token}
     told = section(common, tmp_path, yaml={"auth_type": "v3token", "auth": auth})
     cloud = cloud_of(told)
     assert await cloud.shapes()
-    common.user.session.delete(
-        f"{common.auth['auth_url']}/auth/tokens",
-        headers={"X-Subject-Token": token},
-        authenticated=True,
-    )
-    common.user.session.invalidate()
+    await cloud.close()
+    url = f"{common.auth['auth_url']}/auth/tokens"
+    session.delete(url, headers={"X-Subject-Token": token})
+    cloud = cloud_of(told)
     with pytest.raises(Forbidden) as expired:
         await cloud.shapes()
     assert "token_command" in expired.value.hint
@@ -312,6 +315,61 @@ async def test_an_application_credential_is_enough(common, tmp_path):
     cloud = cloud_of(told)
     assert await cloud.shapes()
     await cloud.close()
+
+
+@contextlib.asynccontextmanager
+async def check_in(project, tokens):
+    """Stand before keystone as a front end that knows an identity provider: whoever bears one of
+    its ``tokens`` is the project's user. The rest is keystone's own."""
+    keystone = project.auth["auth_url"].removesuffix("/v3")
+
+    async def log_in(request):
+        if request.headers.get("Authorization", "").removeprefix("Bearer ") not in tokens:
+            return web.json_response({"error": {"code": 401, "message": "not known"}}, status=401)
+        who = {"name": project.name, "password": project.password, "domain": {"id": "default"}}
+        identity = {"methods": ["password"], "password": {"user": who}}
+        body = {"auth": {"identity": identity, "scope": "unscoped"}}
+        return await passed(request, "/v3/auth/tokens", "POST", json.dumps(body).encode())
+
+    async def passed(request, path, method, body):
+        names = {"X-Auth-Token", "X-Subject-Token", "Content-Type", "Accept"}
+        headers = {k: v for k, v in request.headers.items() if k in names}
+        headers.setdefault("Content-Type", "application/json")
+        async with session.request(method, keystone + path, data=body, headers=headers) as answer:
+            more = {k: v for k, v in answer.headers.items() if k in names}
+            return web.Response(status=answer.status, body=await answer.read(), headers=more)
+
+    async def forward(request):
+        return await passed(request, request.path_qs, request.method, await request.read())
+
+    app = web.Application()
+    provider = "/v3/OS-FEDERATION/identity_providers/egi.eu/protocols/openid/auth"
+    app.router.add_post(provider, log_in)
+    app.router.add_route("*", "/{rest:.*}", forward)
+    async with aiohttp.ClientSession() as session, TestServer(app) as server:
+        yield str(server.make_url("/v3"))
+
+
+async def test_an_access_token_is_fetched_anew_for_each_login(common, tmp_path):
+    """As at EGI: the command is asked when it is needed, and an ended token is told."""
+    tokens, file = {"first"}, tmp_path / "token"
+    file.write_text("first\n")
+    async with check_in(common, tokens) as url:
+        auth = {"auth_url": url, "identity_provider": "egi.eu", "protocol": "openid"}
+        yaml = {"auth": auth | {"project_id": common.id}}
+        told = section(common, tmp_path, yaml=yaml, token_command=["cat", str(file)])
+        cloud = cloud_of(told)
+        assert await cloud.shapes()
+        await cloud.close()
+        tokens.clear()
+        cloud = cloud_of(told)
+        with pytest.raises(Forbidden) as ended_token:
+            await cloud.shapes()
+        assert "token_command" in ended_token.value.hint
+        tokens.add("second")
+        file.write_text("second\n")
+        assert await cloud.shapes()
+        await cloud.close()
 
 
 async def test_an_unknown_region_is_told(common, tmp_path):

@@ -45,9 +45,9 @@ import itertools, os
 from gridcloud.site.lending import Guest
 texts, told = itertools.cycle({NONSENSE!r}), {{}}
 async def run(self, command, stdin_fd, stdout_fd, stderr_fd, env):
-    if self._lease_id not in told:
-        told[self._lease_id] = next(texts)
-    os.write(stdout_fd, told[self._lease_id])
+    if self.lease_id not in told:
+        told[self.lease_id] = next(texts)
+    os.write(stdout_fd, told[self.lease_id])
     return 0
 Guest.run = run
 from gridcloud.site.__main__ import main

@@ -21,9 +21,12 @@ from pydantic import BaseModel
 from docs.conftest import PAGES, ROOT, blocks, name, prose
 from gridcloud.cli.main import cli
 from gridcloud.model.stack import Stack, StackFile
+from gridcloud.providers import registry
+from gridcloud.providers.base import ProviderContext
+from gridcloud.providers.containers import ContainersSection
 from gridcloud.providers.local import LocalSection
 from gridcloud.providers.ssh import SSHSection
-from gridcloud.settings import SiteSettings, load
+from gridcloud.settings import LendingSettings, SiteSettings, load
 from testbeds.sites import GRIDCLOUD
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -160,9 +163,9 @@ def test_settings_shown_are_accepted(page, tmp_path):
             file.write_text(block.text)
             load(file, {})
             sections = tomllib.loads(block.text).get("providers", {})
-            for section in sections.values():
-                kind = section.pop("kind", "local")
-                {"local": LocalSection, "ssh": SSHSection}[kind].model_validate(section)
+            for each, section in sections.items():
+                context = ProviderContext("5e" * 32, tmp_path, LendingSettings(), probe=None)
+                registry.make(each, section.get("kind", "local"), section, context)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -187,7 +190,11 @@ def test_every_setting_is_in_the_reference():
             for part in parts:
                 value = getattr(value, part)
             assert value == field.default, path
-    for prefix, section in (("providers.local", LocalSection), ("providers.NAME", SSHSection)):
+    for prefix, section in (
+        ("providers.local", LocalSection),
+        ("providers.NAME", SSHSection),
+        ("providers.NAME", ContainersSection),
+    ):
         for path, _ in _fields(section, f"{prefix}."):
             assert path in rows, path
 

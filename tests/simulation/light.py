@@ -24,6 +24,7 @@ from gridcloud.orchestration.lender import LENT_FROM
 from gridcloud.orchestration.line import place as place_in_line
 from gridcloud.orchestration.market import Market
 from gridcloud.orchestration.reconciler import reconcile
+from gridcloud.site.confining import Confining
 from gridcloud.site.lending import Lending
 from gridcloud.site.live_settings import LiveSettings
 from simulation import seams
@@ -128,7 +129,12 @@ class LightSite:
         leases: Any = self._disk.leases
         papers: Any = self._disk.papers
         self.lending = Lending(
-            self.live, keyring, leases, papers, seams.SimulatedPorts(), lambda: self._provider
+            self.live,
+            keyring,
+            leases,
+            papers,
+            seams.SimulatedPorts(),
+            Confining({LENT_FROM: self._provider}, self.live),
         )
         self.broker = Broker(
             place.identity,

@@ -214,6 +214,10 @@ class SimulatedKeyring:
         """Stands for a signed certificate."""
         return _CERTIFICATE
 
+    def machine_certificate(self, lease_id: str, public_key_line: str) -> str:
+        """Nobody logs in to machines here."""
+        return _CERTIFICATE
+
     def trusted_line(self) -> str:
         """Stands for the authority's line."""
         return PUBLIC_KEY

@@ -5,6 +5,7 @@ A site finds its provider, kind ``folder``, by an entry point in a folder on its
 
 - ``down``: every call fails, as if its API were away;
 - ``slow``: launches wait until it is removed;
+- ``unlisted``: it does not tell which machines it made, so that no site keeps house there;
 - ``calls``: what was asked of it, line by line.
 """
 
@@ -113,6 +114,8 @@ class FolderProvider(Provider, MachineMaker):
     async def made(self) -> list[str]:
         """Return the machines there are."""
         self._called("made", "")
+        if (self._folder / "unlisted").exists():
+            raise Unavailable("The folder cloud tells no list.", hint="Wait for it.")
         return sorted(path.stem for path in self._machines())
 
     async def lengthen(self, lease: Lease) -> None:

@@ -6,14 +6,14 @@
 
 or in a component test the fixture ``lxd``: a project of its own, removed with all that is in it.
 Machines get an address by DHCP that this host reaches; they do not reach beyond it. The image is
-Debian 12 with cloud-init, an SSH server, python3 and sudo; variants of it are in `VARIANTS`, and
+Debian 12 with cloud-init, an SSH server, python3 and sudo; `lxd_image.VARIANTS` are others, and
 ``tiny`` is made, started and removed in a moment, and does nothing.
 
 There is one LXD on a machine at most, shared by all tests that run at the same time, each in its
-own project. Everybody who uses it holds a lock; a keeper (this file run as a program) starts it,
+own project. Everybody who uses it holds a lock; a keeper (this module run as a program) starts it,
 waits until nobody holds the lock any more, be it that all were killed, and ends it with all it has.
 What a killed keeper left is cleared by the next. The image is built once and kept in `FOLDER`:
-``python lxd.py build`` does that ahead, which takes a minute.
+``python -m testbeds.lxd build`` does that ahead, which takes a minute.
 
 Needs root, and the programs in `PROGRAMS`.
 """
@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import http.client
-import io
 import itertools
 import json
 import os
@@ -33,69 +31,19 @@ import signal
 import socket
 import subprocess
 import sys
-import tarfile
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from testbeds import lxd_image
 
 FOLDER = Path("/var/tmp/gridcloud-testbeds/lxd")
 RUN = FOLDER / "run"
 PROGRAMS = ("lxd", "lxc", "lxcfs", "dnsmasq", "mmdebstrap", "mkfs.btrfs", "ip", "losetup")
 BRIDGE, POOL = "gclxdbr0", "default"
-#: What each variant of the image writes besides. A unit that is empty is masked.
-VARIANTS = {
-    "debian": {},
-    "no-cloud-init": {
-        "/etc/cloud/cloud-init.disabled": "",
-        "/etc/systemd/system/ssh.service.d/keys.conf": "[Service]\nExecStartPre=\n"
-        "ExecStartPre=/usr/bin/ssh-keygen -A\n",
-    },
-    "no-sshd": {"/etc/systemd/system/ssh.service": "", "/etc/systemd/system/ssh.socket": ""},
-}
-#: What of the image is in ``tiny``, besides an init that waits until it is told to end.
-_TINY = {
-    "./usr/bin/dash": "bin/sh",
-    "./usr/lib/x86_64-linux-gnu/libc.so.6": "lib/x86_64-linux-gnu/libc.so.6",
-    "./usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2": "lib64/ld-linux-x86-64.so.2",
-}
-_TINY_INIT = "#!/bin/sh\ntrap 'exit 0' PWR TERM INT\nwhile :; do read line <>/fifo; done\n"
-_PACKAGES = "systemd-sysv,dbus,cloud-init,openssh-server,python3,sudo,iproute2,udev,ca-certificates"
-_MASKED = ("systemd-binfmt", "e2scrub_reap", "systemd-pstore", "systemd-udev-settle")
-_TIMERS = ("apt-daily", "apt-daily-upgrade", "e2scrub_all", "fstrim", "dpkg-db-backup")
-# In a container udev may touch the network devices only; networkd waits until it has.
-_CUSTOMIZE = f"""
-set -eu
-cd "$1"
-rm -rf usr/share/doc usr/share/man usr/share/info usr/share/locale/* usr/share/i18n \
-    usr/share/lintian usr/lib/udev/hwdb.* usr/lib/x86_64-linux-gnu/gconv var/cache/debconf/*-old \
-    etc/ssh/ssh_host_*
-printf '[Match]\\nName=eth0\\n[Network]\\nDHCP=ipv4\\nLinkLocalAddressing=no\\nIPv6AcceptRA=no\\n' \
-    >etc/systemd/network/eth0.network
-mkdir -p etc/systemd/system/systemd-udev-trigger.service.d
-printf '[Service]\\nExecStart=\\nExecStart=-udevadm trigger -c add --subsystem-match=net\\n' \
-    >etc/systemd/system/systemd-udev-trigger.service.d/net.conf
-chroot . systemctl -q enable systemd-networkd
-for unit in {" ".join(f"{n}.service" for n in _MASKED)} {" ".join(f"{n}.timer" for n in _TIMERS)} \
-        getty.target; do
-    ln -sf /dev/null etc/systemd/system/$unit
-done
-printf 'datasource_list: [NoCloud, None]\\nnetwork: {{config: disabled}}\\nlocale: C.UTF-8\\n\
-ssh_genkeytypes: [ed25519]\\n' >etc/cloud/cloud.cfg.d/99-testbed.cfg
-: >etc/machine-id
-"""
-_SEED = "/var/lib/cloud/seed/nocloud-net"
-_TEMPLATES = {
-    f"{_SEED}/meta-data": "instance-id: {{ container.name }}\nlocal-hostname: "
-    "{{ container.name }}\n",
-    f"{_SEED}/user-data": '{{ config_get("user.user-data", "#cloud-config") }}',
-    f"{_SEED}/vendor-data": '{{ config_get("user.vendor-data", "#cloud-config") }}',
-    "/etc/hostname": "{{ container.name }}\n",
-}
 _PATIENCE = 60.0
-_IMAGE_PATIENCE = 900.0
 _ENVIRONMENT = os.environ | {
     "LXD_DIR": str(RUN / "lxd"),
     "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
@@ -117,10 +65,12 @@ def running() -> Iterator[Server]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with _locked("users", fcntl.LOCK_SH):
         with _locked("start", fcntl.LOCK_EX):
-            image = _image()
+            image = lxd_image.built(FOLDER)
             if not (_answers() and _kept()):
                 _start()
-        yield Server(RUN / "lxd" / "unix.socket", image)
+            server = Server(RUN / "lxd" / "unix.socket", image)
+            server.forget_the_dead()
+        yield server
 
 
 @dataclass(frozen=True)
@@ -144,6 +94,15 @@ class Server:
             project.clear()
             self.query("DELETE", f"/1.0/projects/{name}")
 
+    def forget_the_dead(self) -> None:
+        """Remove the projects of test runs that were killed."""
+        for one in self.query("GET", "/1.0/projects?recursion=1"):
+            pid = one["name"].removeprefix("gc").partition("n")[0]
+            if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+                with contextlib.suppress(RuntimeError):  # another run does so as well
+                    Project(self, one["name"]).clear()
+                    self.query("DELETE", f"/1.0/projects/{one['name']}")
+
     def query(self, method: str, path: str, body: Any = None) -> Any:
         """Ask the API, wait for the operation that this begins, and return its metadata."""
         answer = self._ask(method, path, None if body is None else json.dumps(body), {})
@@ -155,10 +114,10 @@ class Server:
             aliases = self.query("GET", "/1.0/images/aliases?recursion=1")
             if variant not in {alias["name"] for alias in aliases}:
                 metadata, rootfs = RUN / f"{variant}.tar", self.rootfs
-                _write_metadata(metadata, variant)
+                lxd_image.write_metadata(metadata, variant)
                 if variant == "tiny":
                     rootfs = RUN / "tiny-rootfs.tar"
-                    _write_tiny(rootfs, self.rootfs)
+                    lxd_image.write_tiny(rootfs, self.rootfs)
                 _run("lxc", "image", "import", "-q", metadata, rootfs, f"--alias={variant}")
         return variant
 
@@ -288,22 +247,18 @@ def _answers() -> bool:
 def _kept() -> bool:
     """Tell whether a keeper waits for the end."""
     with (FOLDER / "keeper.lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not _taken(lock)
 
 
 def _start() -> None:
     with (FOLDER / "keeper.log").open("wb") as log:
         # It is nobody's child, since it may outlive whoever starts it.
         subprocess.run(
-            ["sh", "-c", 'setsid "$@" &', "sh", sys.executable, __file__],
+            ["sh", "-c", 'setsid "$@" &', "sh", sys.executable, "-m", "testbeds.lxd"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=_ENVIRONMENT,
+            env=_ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parent.parent)},
             check=True,
         )
     deadline = time.monotonic() + _PATIENCE
@@ -334,13 +289,25 @@ def keep() -> None:
             _run("lxd", "waitready", f"--timeout={_PATIENCE:.0f}")
             _configure()
             (RUN / "ready").touch()
-            with _locked("users", fcntl.LOCK_EX):
+            with (FOLDER / "users.lock").open("ab") as users:
+                # One that died is cleared away at once: whoever comes next starts another.
+                while daemon.poll() is None and not _taken(users):
+                    time.sleep(0.1)
                 with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
-                    _run("lxd", "shutdown", "--timeout=20")
+                    _run("lxd", "shutdown", "--timeout=20", patience=30.0)
                 _reap(daemon)
                 _clear()
         finally:
             _reap(daemon)
+
+
+def _taken(lock: IO[bytes]) -> bool:
+    """Take a lock for oneself alone if nobody has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _configure() -> None:
@@ -415,75 +382,6 @@ def _cgroups() -> list[Path]:
     ]
 
 
-def _image() -> Path:
-    """Return the root file system, built if it is not there; takes a minute then."""
-    recipe = hashlib.sha256(f"{_PACKAGES}{_CUSTOMIZE}".encode()).hexdigest()[:12]
-    rootfs = FOLDER / f"rootfs-{recipe}.tar"
-    if not rootfs.exists():
-        for old in FOLDER.glob("rootfs-*"):
-            old.unlink()
-        with tempfile.TemporaryDirectory(prefix="gridcloud-lxd-") as folder:
-            hook = Path(folder) / "customize"
-            hook.write_text(_CUSTOMIZE)
-            part = rootfs.with_suffix(".part.tar")
-            _run(
-                *("mmdebstrap", "--quiet", "--variant=minbase", f"--include={_PACKAGES}"),
-                *("--aptopt=APT::Install-Recommends false", "--dpkgopt=force-unsafe-io"),
-                *(
-                    "--dpkgopt=path-exclude=/usr/share/doc/*",
-                    "--dpkgopt=path-exclude=/usr/share/man/*",
-                ),
-                f'--customize-hook=sh {hook} "$1"',
-                *("bookworm", part),
-                patience=_IMAGE_PATIENCE,
-            )
-            part.rename(rootfs)
-    return rootfs
-
-
-def _write_metadata(path: Path, variant: str) -> None:
-    """Write what LXD wants to know of an image: which files it fills in for each instance."""
-    files = {}
-    if variant != "tiny":
-        files = _TEMPLATES | {path: text or "{# #}" for path, text in VARIANTS[variant].items()}
-    named = {f"t{number}.tpl": file for number, file in enumerate(files)}
-    metadata = {
-        "architecture": "x86_64",
-        "creation_date": 1_700_000_000,
-        "properties": {"os": "debian", "release": "bookworm", "description": variant},
-        "templates": {
-            file: {"when": ["create", "copy"], "template": name} for name, file in named.items()
-        },
-    }
-    with tarfile.open(path, "w") as tar:
-        texts = {f"templates/{name}": files[file] for name, file in named.items()}
-        for name, text in ({"metadata.yaml": json.dumps(metadata)} | texts).items():
-            _add(tar, name, text.encode())
-
-
-def _write_tiny(path: Path, rootfs: Path) -> None:
-    """Write a root file system of a shell that waits."""
-    with tarfile.open(rootfs) as whole, tarfile.open(path, "w") as tar:
-        for folder in ("dev", "proc", "sys", "run", "tmp", "etc", "mnt"):
-            member = tarfile.TarInfo(folder)
-            member.type, member.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(member)
-        fifo = tarfile.TarInfo("fifo")
-        fifo.type, fifo.mode = tarfile.FIFOTYPE, 0o600
-        tar.addfile(fifo)
-        for source, name in _TINY.items():
-            file = whole.extractfile(source)
-            assert file is not None
-            _add(tar, name, file.read(), 0o755)
-        _add(tar, "sbin/init", _TINY_INIT.encode(), 0o755)
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes, mode: int = 0o644) -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = len(data), mode
-    tar.addfile(member, io.BytesIO(data))
-
-
 def _run(*command: str | Path, patience: float = _PATIENCE * 2) -> str:
     done = subprocess.run(
         [str(part) for part in command],
@@ -504,7 +402,7 @@ def build() -> None:
     if not problem():
         FOLDER.mkdir(parents=True, exist_ok=True)
         with _locked("start", fcntl.LOCK_EX):
-            _image()
+            lxd_image.built(FOLDER)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ It starts no machines; theirs are records that say running. What it is told here
 and images that do not exist are refused, as at EC2, and client tokens are kept: the same token
 gives the machine that it gave before, also one that has ended, and the same token with other
 parameters is refused. (``tokens=False`` is moto as it is, a cloud that knows none.) The images are
-those of `IMAGES`. Unlike EC2 it shows everything at once, charges nothing, and knows no quota.
+those of `IMAGES`. Signatures are verified, for which it knows one key. `Server.refuse` has calls
+refused with an error of EC2's, as for quotas. Unlike EC2 it shows everything at once, and its
+machines end at once.
 
 The process ends when its standard input does, so with the test however that ends.
 """
@@ -17,18 +19,26 @@ The process ends when its standard input does, so with the test however that end
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "not-a-secret"
+#: The key by which tests look past what is tested; its signatures are not looked at.
+TRUTH = "truth"
 REGION, OTHER_REGION = "eu-central-1", "eu-north-1"
 _DEBIAN = "136693071363"
 _NAMES = {
@@ -77,8 +87,8 @@ class Server:
     def environment(self) -> dict[str, str]:
         """What the environment says of an account of its own."""
         return {
-            "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
-            "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_REGION": REGION,
         }
 
@@ -90,13 +100,22 @@ class Server:
             "ec2",
             region_name=region,
             endpoint_url=self.url,
-            aws_access_key_id="truth",
-            aws_secret_access_key="truth",
+            aws_access_key_id=TRUTH,
+            aws_secret_access_key=TRUTH,
         )
 
     def reset(self) -> None:
         """Begin anew."""
-        request = urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")
+        self._post("/moto-api/reset", b"")
+        self._post("/testbed/refuse", b"[]")
+
+    def refuse(self, action: str, code: str, *, status: int = 400, times: int = 1) -> None:
+        """Have the next calls of an action refused, and not carried out."""
+        told = [[action, code, status]] * times
+        self._post("/testbed/refuse", json.dumps(told).encode())
+
+    def _post(self, path: str, body: bytes) -> None:
+        request = urllib.request.Request(f"{self.url}{path}", data=body, method="POST")
         urllib.request.urlopen(request, timeout=_PATIENCE).close()
 
     def machines(self, region: str = REGION) -> list[dict[str, Any]]:
@@ -104,13 +123,13 @@ class Server:
         answer = self.client(region).describe_instances()
         return [one for part in answer["Reservations"] for one in part["Instances"]]
 
-    def tagged(self, region: str = REGION) -> list[str]:
-        """Return the ids of all that is there with a gridcloud tag."""
+    def tagged(self, site: str = "", region: str = REGION) -> list[str]:
+        """Return the ids of all that is there with a gridcloud tag, of all sites or of one."""
         client, found = self.client(region), []
         for call, (what, identity) in _LISTS.items():
-            found += [one[identity] for one in getattr(client, call)()[what] if _ours(one)]
+            found += [one[identity] for one in getattr(client, call)()[what] if _ours(one, site)]
         for one in self.machines(region):
-            if one["State"]["Name"] != "terminated" and _ours(one):
+            if one["State"]["Name"] != "terminated" and _ours(one, site):
                 found.append(one["InstanceId"])
         return sorted(found)
 
@@ -160,8 +179,9 @@ def running(*, tokens: bool = True) -> Iterator[Server]:
             log.close()
 
 
-def _ours(thing: dict[str, Any]) -> bool:
-    return any(tag["Key"].startswith("gridcloud") for tag in thing.get("Tags", []))
+def _ours(thing: dict[str, Any], site: str) -> bool:
+    tags = {tag["Key"]: tag["Value"] for tag in thing.get("Tags", [])}
+    return "gridcloud-site" in tags and site in {"", tags["gridcloud-site"]}
 
 
 def _keep_tokens() -> None:
@@ -196,6 +216,76 @@ def _keep_tokens() -> None:
     InstanceResponse.run_instances = run_instances  # type: ignore[method-assign]
 
 
+class _Door:
+    """Stands before moto: verifies signatures, and refuses what it was told to."""
+
+    def __init__(self, moto: Callable[..., Any]) -> None:
+        self._moto = moto
+        self._refusals: deque[tuple[str, str, int]] = deque()
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        if environ["PATH_INFO"] == "/testbed/refuse":
+            self._refusals = deque(tuple(one) for one in json.loads(body))
+            start("200 OK", [("Content-Length", "0")])
+            return [b""]
+        if "HTTP_AUTHORIZATION" in environ and (code := _badly_signed(environ, body)):
+            return _refused(start, 401 if code == "AuthFailure" else 403, code)
+        told = urllib.parse.parse_qs(f"{environ['QUERY_STRING']}&{body.decode('latin-1')}")
+        with self._lock:
+            first = self._refusals[0] if self._refusals else ("", "", 0)
+            if first[0] and told.get("Action") == [first[0]]:
+                self._refusals.popleft()
+                return _refused(start, first[2], first[1])
+        return self._moto(environ, start)
+
+
+def _refused(start: Callable[..., Any], status: int, code: str) -> list[bytes]:
+    body = (
+        '<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error>'
+        f"<Code>{code}</Code><Message>The testbed refuses this. Encoded authorization failure "
+        "message: 0123456789abcdef</Message></Error></Errors><RequestID>x</RequestID></Response>"
+    ).encode()
+    start(f"{status} Refused", [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def _badly_signed(environ: dict[str, Any], body: bytes) -> str:
+    """Return the code of what is wrong with the signature of a request, as AWS's version 4 has it;
+    written from its specification, so that it is not what is tested."""
+    words = environ["HTTP_AUTHORIZATION"].removeprefix("AWS4-HMAC-SHA256 ").split(", ")
+    told = dict(word.strip().split("=", 1) for word in words)
+    key, day, region, service, end = told["Credential"].split("/")
+    if key != KEY:
+        return "" if key == TRUTH else "AuthFailure"
+    names = told["SignedHeaders"].split(";")
+    environ = environ | {"HTTP_CONTENT_TYPE": environ.get("CONTENT_TYPE", "")}
+    headers = {n: environ.get(f"HTTP_{n.upper().replace('-', '_')}", "").strip() for n in names}
+    query = urllib.parse.parse_qsl(environ["QUERY_STRING"], keep_blank_values=True)
+    quote = urllib.parse.quote
+    pairs = sorted((quote(k, safe="-_.~"), quote(v, safe="-_.~")) for k, v in query)
+    canonical = "\n".join(
+        [
+            environ["REQUEST_METHOD"],
+            environ["PATH_INFO"],
+            "&".join(f"{k}={v}" for k, v in pairs),
+            *(f"{name}:{headers[name]}" for name in names),
+            "",
+            ";".join(names),
+            hashlib.sha256(body).hexdigest(),
+        ]
+    )
+    scope = "/".join([day, region, service, end])
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    text = "\n".join(["AWS4-HMAC-SHA256", environ["HTTP_X_AMZ_DATE"], scope, digest])
+    signing = f"AWS4{SECRET}".encode()
+    for part in (day, region, service, end, text):
+        signing = hmac.digest(signing, part.encode(), "sha256")
+    return "" if signing.hex() == told["Signature"] else "SignatureDoesNotMatch"
+
+
 def _serve() -> None:
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
@@ -206,11 +296,10 @@ def _serve() -> None:
 
     if sys.argv[1:] == ["tokens"]:
         _keep_tokens()
-    app = DomainDispatcherApplication(create_backend_app)
-    server = make_server(
-        "127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler
-    )
-    print(server.server_port, flush=True)
+    app = _Door(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+    sys.stdout.write(f"{server.server_port}\n")
+    sys.stdout.flush()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()
 

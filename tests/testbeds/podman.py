@@ -5,8 +5,8 @@
         engine.cli("ps", "--all")
 
 Needs root, podman, runc and mmdebstrap. The image (Debian with Python, called `IMAGE`) is built
-once on a machine, below /var/tmp/gridcloud-testbeds. Each engine has its storage, its socket and its
-configuration in one folder; what a run that was killed left there is removed by the next one.
+once on a machine, below /var/tmp/gridcloud-testbeds. Each engine has its storage, its socket and
+its configuration in one folder; what a run that was killed left there is removed by the next one.
 """
 
 import contextlib

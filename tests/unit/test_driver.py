@@ -544,6 +544,33 @@ async def test_a_lease_near_its_end_is_lengthened_while_the_job_runs():
     assert sum("3h at most" in note for note in keeper.notes) == 1
 
 
+async def test_an_own_machine_at_a_cloud_is_lengthened_by_an_hour_at_a_time():
+    """Also after a restart, when its lease has grown to many: should the site vanish, it ends."""
+    for so_far in (1, 9):
+        place = Place()
+        driver, _ = make(place, lease_ends=NOW + timedelta(hours=so_far))
+        holding = driver._holding
+        holding.lease = holding.lease.model_copy(update={"shape": "small", "region": "eu"})
+        done = asyncio.Event()
+
+        async def run(job, lease, started, done=done):
+            started()
+            await done.wait()
+            return DONE
+
+        async def renew(lease, until, recourse=driver._recourse, done=done):
+            recourse.renewed.append(until)
+            if len(recourse.renewed) == 2:
+                done.set()
+            return lease.model_copy(update={"ends_at": until})
+
+        place.run, driver._recourse.renew = run, renew
+        assert (await driver.drive()).state is JobState.COMPLETED
+        ends = [NOW + timedelta(hours=so_far + more) for more in (1, 2)]
+        assert driver._recourse.renewed[:2] == ends
+        assert holding.source == "own/lent/eu/small"
+
+
 async def test_a_job_with_a_limit_of_its_own_asks_for_no_more():
     """It was given what it asked for; and what is recalled is not lengthened either."""
     for spec, recall in (({}, False), ({"need": Need()}, True)):

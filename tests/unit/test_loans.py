@@ -21,8 +21,9 @@ from gridcloud.grid.leasing import LeaseRequest
 from gridcloud.grid.papers import Role
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
 from gridcloud.model.need import GIB, Need, Resources
-from gridcloud.providers.base import Capacity
+from gridcloud.providers.base import Capacity, Lender
 from gridcloud.settings import load
+from gridcloud.site.confining import Confining
 from gridcloud.site.keyring import Keyring
 from gridcloud.site.lending import Lending
 from gridcloud.site.live_settings import LiveSettings
@@ -113,8 +114,10 @@ class MemoryPapers:
         return self.grants.get(lease_id)
 
 
-class PretendHost:
+class PretendHost(Lender):
     """The host provider, without sandboxes."""
+
+    isolation = "nothing"
 
     def __init__(self, pauses):
         self.pauses = pauses
@@ -149,6 +152,12 @@ class PretendHost:
     def home(self, lease_id):
         return None
 
+    def shown_as(self, lease_id):
+        return "/home/guest"
+
+    async def enter(self, lease_id, command, descriptors, env):
+        raise NotImplementedError
+
 
 class Desk:
     """A `Lending` on pretended things."""
@@ -168,7 +177,12 @@ class Desk:
     def make(self):
         """Make the part that a restart makes anew."""
         self.lending = Lending(
-            self.live, self.keyring, self.leases, self.papers, None, lambda: self.host
+            self.live,
+            self.keyring,
+            self.leases,
+            self.papers,
+            None,
+            Confining({"local": self.host}, self.live),
         )
         self.lending.guests.address = "127.0.0.1:22"
         self.lending.guests.open = _nothing

@@ -20,6 +20,7 @@ from gridcloud.model.lease import Endpoint, LeaseState, Machine
 from gridcloud.model.machine import LaunchStep, MachineOrder
 from gridcloud.model.need import GIB, Need, Resources
 from gridcloud.model.offer import Offer
+from gridcloud.providers.base import Capacity, MachineMaker
 from gridcloud.site.machines import MachineDesk
 from gridcloud.store.database import Database
 from gridcloud.store.launches import LaunchStore
@@ -29,7 +30,7 @@ NOW = datetime.now(UTC)
 SOON = 5.0
 
 
-class Cloud:
+class Cloud(MachineMaker):
     """A provider whose launches succeed, fail or wait as told; what it made outlives desks."""
 
     def __init__(self, name):
@@ -42,6 +43,7 @@ class Cloud:
         self.go.set()
         self.lengthened = {}
         self.room = 100
+        self.problem = ""
 
     async def launch(self, lease):
         self.launched.append((lease.id, lease.shape))
@@ -64,6 +66,21 @@ class Cloud:
     async def lengthen(self, lease):
         self.lengthened[lease.id] = lease.ends_at
 
+    async def capacity(self):
+        return Capacity(resources=Resources(), problem=self.problem)
+
+    async def boot_log(self, lease_id):
+        return f"boot of {lease_id}"
+
+    async def things(self):
+        return []
+
+    async def volumes(self):
+        return []
+
+    async def remove_volume(self, name):
+        raise NotFound(name)
+
 
 class Source:
     """Offers of some clouds, as far as each has room."""
@@ -72,12 +89,28 @@ class Source:
         self.clouds = {cloud.name: cloud for cloud in clouds}
         self.shapes = shapes
 
+    def providers(self):
+        return list(self.clouds.values())
+
     async def offers(self):
         found = [
             Offer(site="me", provider="local", capacity=Resources(cpus=64, memory_bytes=2**40),
                   free=Resources(cpus=64, memory_bytes=2**40))
         ]  # fmt: skip
         for cloud in self.clouds.values():
+            if cloud.problem:
+                nothing = Resources()
+                found.append(
+                    Offer(
+                        site="me",
+                        provider=cloud.name,
+                        capacity=nothing,
+                        free=nothing,
+                        known=False,
+                        problem=cloud.problem,
+                    )
+                )
+                continue
             for shape, cpus, cost in self.shapes:
                 has = Resources(cpus=cpus, memory_bytes=cpus * 4 * GIB)
                 full = len(cloud.made) >= cloud.room
@@ -326,7 +359,8 @@ async def test_stopping_while_it_is_made(one):
     await one.restart()
     cloud.go.set()
     await one.all_gone()
-    assert (await one.desk.machine("web", SOON)).state is MachineState.FAILED
+    over = await one.desk.machine("web", SOON)
+    assert (over.state, over.reason) == (MachineState.ENDED, "stopped by its user")
 
 
 async def test_what_cannot_be_removed_is_not_forgotten(one):
@@ -344,6 +378,23 @@ async def test_what_cannot_be_removed_is_not_forgotten(one):
         await asyncio.sleep(0.005)
     await one.desk.end(lease, lease.reason)
     await one.all_gone()
+
+
+async def test_a_failed_attempt_that_stays_does_not_end_the_next(two):
+    """While what one cloud cannot remove is tried again and again, another makes the machine."""
+    first, second = two.source.clouds["a"], two.source.clouds["b"]
+    first.failures = [Unavailable("down")]
+    first.stuck = [Unavailable("down")] * 3
+    second.go.clear()
+    await two.desk.start(request())
+    while not second.launched or two.desk._starts._ending:
+        await asyncio.sleep(0.005)
+    left = next(lease for lease in await two.live() if lease.reason)
+    await two.desk.end(left, left.reason)
+    assert (await two.desk.machine("web")).state is MachineState.LAUNCHING
+    second.go.set()
+    ready = await two.desk.machine("web", SOON)
+    assert (ready.state, ready.provider) == (MachineState.READY, "b")
 
 
 async def test_a_machine_is_lengthened_where_it_is_first(one):
@@ -390,6 +441,24 @@ async def test_impossible_requests_are_refused_before_anything_is_written(one):
     assert await one.launches.pending() == []
 
 
+async def test_a_cloud_that_says_nothing_is_told_with_its_cause(one):
+    """Not that there is none: what is wrong with it."""
+    one.source.clouds["a"].problem = "the token has expired"
+    with pytest.raises(Unavailable, match="a: the token has expired"):
+        await one.desk.start(request())
+
+
+async def test_the_boot_log_is_the_machines_own(one):
+    """Of the lease that it is on; of one that is over there is none."""
+    await one.desk.start(request())
+    ready = await one.desk.machine("web", SOON)
+    assert await one.desk.boot_log("web") == f"boot of {ready.lease_id}"
+    await one.desk.stop("web")
+    await one.all_gone()
+    with pytest.raises(Conflict, match="no machine"):
+        await one.desk.boot_log("web")
+
+
 async def test_the_plan_tells_the_price_of_all(one):
     """All machines for all their time; nothing is changed by asking."""
     plan = await one.desk.plan(request(count=3, need=Need(cpus=2, time=timedelta(hours=2))))
@@ -405,6 +474,22 @@ async def test_a_machine_near_its_end_is_a_problem_to_be_told(one):
     assert await one.desk.problems(ready.ends_at - timedelta(hours=1)) == []
     (told,) = await one.desk.problems(ready.ends_at - timedelta(minutes=9))
     assert "machine extend web" in told
+
+
+async def test_a_machine_whose_provider_is_away_is_told(one):
+    """Nobody can give it back until its section is in the settings again."""
+    await one.desk.start(request())
+    await one.desk.machine("web", SOON)
+    cloud = one.source.clouds.pop("a")
+    (told,) = await one.desk.problems(NOW)
+    assert "web cannot be given back" in told
+    await one.desk.stop("web")
+    while one.desk._starts._ending:
+        await asyncio.sleep(0.005)
+    assert len(await one.live()) == 1
+    one.source.clouds["a"] = cloud
+    await one.desk.stop("web")
+    await one.all_gone()
 
 
 async def test_old_events_are_forgotten(one):
@@ -457,8 +542,9 @@ async def test_killed_at_any_moment_nothing_is_lost_or_left(two, seed):
             cloud.go.set()
     async with asyncio.timeout(20):
         while await two.launches.pending():
+            await two.desk.resume()  # as the house-keeping does, now and then
             for lease in await two.live():
-                if lease.reason:  # as the reconciler does
+                if lease.reason:
                     await two.desk.end(lease, lease.reason)
             await asyncio.sleep(0.005)
         held = {lease.id for lease in await two.live()}

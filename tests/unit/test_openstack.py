@@ -132,8 +132,13 @@ def test_things_of_others_have_no_tags(thing):
 
 
 class _Answer:
-    def __init__(self, **headers):
-        self.headers = headers
+    def __init__(self, body=None, **headers):
+        self.body, self.headers = body, headers
+
+    def json(self):
+        if self.body is None:
+            raise ValueError("no JSON")
+        return self.body
 
 
 @pytest.mark.parametrize(
@@ -161,6 +166,21 @@ def test_answers_mean_what_they_say(status, said, kind, word):
     assert word in str(error)
     assert error.message.endswith(".")
     assert error.hint.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (403, {"forbidden": {"code": 403, "message": "Quota exceeded for cores: 2"}}),
+        (409, {"NeutronError": {"type": "OverQuota", "message": "Quota exceeded for cores"}}),
+        (413, {"overLimit": {"code": 413, "message": "Quota exceeded for cores"}}),
+    ],
+)
+def test_each_service_wraps_what_it_says(status, body):
+    """keystoneauth looks into keystone's wrapping alone."""
+    error = theirs.HttpError("Unrecognized schema", http_status=status, response=_Answer(body))
+    assert isinstance(translated(error, "POST /x"), NoCapacity)
+    assert "cores" in str(translated(error, "POST /x"))
 
 
 @pytest.mark.parametrize(("told", "seconds"), [("7", 7.0), ("Wed, 21 Oct", 0.0), ("1e9", 3600.0)])

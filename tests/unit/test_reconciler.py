@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
 from gridcloud.model.machine import MachineOrder
 from gridcloud.model.need import Need
-from gridcloud.orchestration.reconciler import GONE, THE_END, absences, reconcile
+from gridcloud.orchestration.reconciler import GONE, LOST, THE_END, absences, reconcile
 from gridcloud.orchestration.troubles import Troubles
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -54,6 +54,14 @@ def test_a_loan_ends_in_time_or_when_what_it_gave_is_gone():
     released, strays = mend([late, gone, good], made=made, now=NOW + timedelta(minutes=2))
     assert released == ["late", "gone"]
     assert strays == []
+
+
+def test_a_loan_is_not_ended_because_nobody_could_look():
+    """A provider that could not be asked says nothing about what it gave."""
+    good = lease("good", LeaseRole.LENT, ends=NOW + timedelta(hours=1))
+    later = NOW + timedelta(minutes=2)
+    assert reconcile([good], {}, {}, later, starting=False).release == []
+    assert reconcile([good], {}, {}, NOW, starting=True).release == []
 
 
 def test_what_no_lease_knows_is_removed():
@@ -151,7 +159,7 @@ def test_the_job_on_a_machine_that_is_gone_has_lost_its_place():
     """Its lease is given up by the job itself, once that knows."""
     there = machine("m", job="j", ends=NOW + timedelta(hours=9))
     mending = looks([there], AWAY, AWAY, AWAY, AWAY, jobs={"j": "m"})
-    assert (mending.lost, mending.release) == ([(there, GONE)], [])
+    assert (mending.lost, mending.release) == ([(there, LOST)], [])
 
 
 def test_a_cloud_that_does_not_answer_has_lost_nothing():

@@ -31,18 +31,21 @@ def agreed(found: MachinePlan, *, ask: bool, quiet: bool) -> bool:
             f"No machine can be had now: {plan.explain()}.",
             hint="Try again later, or ask for less.",
         )
-    best, *others = plan.winners
+    best, *others = [verdict for verdict in plan.verdicts if verdict.rank]
     if quiet:
         return True
     count = f"{found.request.count} × " if found.request.count > 1 else ""
     need = found.request.need
-    click.echo(f"plan: {count}{told(best, need)}, until {render.clock(found.ends_at)}", err=True)
+    click.echo(
+        f"plan: {count}{told(best.offer, need)}, until {render.clock(found.ends_at)}", err=True
+    )
     if found.total is not None:
         click.echo(
             f"      {_money(found.total, found.currency)} in all, if it is kept so long", err=True
         )
-    for offer in others[:1]:
-        click.echo(f"next: {told(offer, need)}", err=True)
+    for second in others[:1]:
+        why = f"; {render.safe(second.behind)}" if second.behind else ""
+        click.echo(f"next: {told(second.offer, need)}{why}", err=True)
     if not ask or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
     return click.confirm("Make it?" if not count else "Make them?", default=True, err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -29,14 +29,13 @@ def agreed(client: Client, spec: JobSpec, *, ask: bool) -> bool:
     if not any(provider.makes_machines for provider in client.providers()):
         _warn_of_what_does_not_count(spec.machine, None)
         return True
-    asked: dict[str, Any] = {"spot": True} if spec.machine.spot else {}
     plan = client.offers(
         spec.need,
         spec.site,
         constraints=spec.constraints,
         strategy=spec.strategy,
         most=_ASKED,
-        **asked,
+        spot=spec.machine.spot,
     ).plan
     best = plan.winners[0] if plan.winners else None
     if best is None or not best.shape:

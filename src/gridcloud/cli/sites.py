@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -59,10 +59,9 @@ def offers(
     need = make_need(cpus, memory, gpus, time_)
     constraints = make_constraints(countries, kinds, within, max_price)
     chosen = Strategy(strategy) if strategy else None
-    asked: dict[str, Any] = {"spot": True} if spot else {}
     with Client() as client:
         reply = client.offers(
-            need, site, constraints=constraints, strategy=chosen, most=most, **asked
+            need, site, constraints=constraints, strategy=chosen, most=most, spot=spot
         )
     if json_:
         print_json(reply)

@@ -160,7 +160,7 @@ def _show(client: Client, wanted: Stack, todo: list[Change]) -> None:
         why = f" ({change.why})" if change.why else ""
         click.echo(render.safe(f"{change.step:8} {change.machine}{where}{why}"), err=True)
     if all(change.step is Step.KEEP for change in todo):
-        click.echo(f"{wanted.name} is as {len(todo)} machines should be: nothing to do", err=True)
+        click.echo(f"all is as {wanted.name} says: nothing to do", err=True)
 
 
 def _where(client: Client, machine: StackMachine) -> str:

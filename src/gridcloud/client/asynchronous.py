@@ -163,10 +163,12 @@ class AsyncClient(MachineVerbs):
         constraints: Constraints | None = None,
         strategy: Strategy | None = None,
         most: int = 200,
+        spot: bool = False,
     ) -> OffersReply:
         """Return the ``most`` best offers judged for a need, the best first; changes nothing.
 
-        ``site``, ``constraints`` and ``strategy`` mean the same as in a `JobSpec`.
+        ``site``, ``constraints`` and ``strategy`` mean the same as in a `JobSpec`, ``spot`` as in a
+        `MachineOrder`.
         """
         try:
             request = OffersRequest(
@@ -175,6 +177,7 @@ class AsyncClient(MachineVerbs):
                 constraints=constraints or Constraints(),
                 strategy=strategy,
                 most=most,
+                spot=spot,
             )
         except ValidationError as error:
             raise InvalidSpec(f"most: {error.errors(include_url=False)[0]['msg']}.") from error

@@ -124,10 +124,11 @@ class Client:
         constraints: Constraints | None = None,
         strategy: Strategy | None = None,
         most: int = 200,
+        spot: bool = False,
     ) -> OffersReply:
         """As `AsyncClient.offers`."""
         asking = self._async.offers(
-            need, site, constraints=constraints, strategy=strategy, most=most
+            need, site, constraints=constraints, strategy=strategy, most=most, spot=spot
         )
         return self._run(asking)
 

@@ -74,7 +74,8 @@ class HostKeys(Frozen):
 class OffersRequest(Frozen):
     """A need to be planned for, with no effect; the ``most`` best offers are told.
 
-    ``site``, ``constraints`` and ``strategy`` mean the same as in a `JobSpec`.
+    ``site``, ``constraints`` and ``strategy`` mean the same as in a `JobSpec`, ``spot`` as in a
+    `MachineOrder`.
     """
 
     need: Need = Need()
@@ -82,6 +83,7 @@ class OffersRequest(Frozen):
     constraints: Constraints = Constraints()
     strategy: Strategy | None = None
     most: Annotated[int, Field(ge=1, le=100_000)] = 200
+    spot: bool = False
 
 
 class OffersReply(Frozen):

@@ -15,6 +15,8 @@ from gridcloud.model.machine import LaunchEvent, MachineOrder
 from gridcloud.model.need import Need
 from gridcloud.model.offer import Plan
 
+#: Why a machine ends that somebody does not want any more, be it ready or not.
+STOPPED = "stopped by its user"
 #: How long a machine lasts unless told.
 USUAL_TIME = timedelta(hours=1)
 
@@ -150,7 +152,7 @@ class MachineInfo(Frozen):
         why = start.given_up.get(name, "")
         return cls(
             name=name,
-            state=MachineState.FAILED if why else MachineState.LAUNCHING,
+            state=MachineState.LAUNCHING if not why else _without_any(why),
             need=start.request.need,
             order=start.order(name),
             created_at=start.at,
@@ -189,6 +191,10 @@ def times_paid(lease: Lease, now: datetime) -> tuple[datetime, datetime]:
     return lease.created_at, max(ended, lease.created_at)
 
 
+def _without_any(why: str) -> MachineState:
+    return MachineState.ENDED if why == STOPPED else MachineState.FAILED
+
+
 def _state(lease: Lease) -> MachineState:
     match lease.state:
         case LeaseState.INTENT:
@@ -196,4 +202,5 @@ def _state(lease: Lease) -> MachineState:
         case LeaseState.ACTIVE:
             return MachineState.ENDING if lease.reason else MachineState.READY
         case LeaseState.RELEASED:
-            return MachineState.ENDED if lease.ended_at else MachineState.FAILED
+            over = lease.ended_at is not None or lease.reason == STOPPED
+            return MachineState.ENDED if over else MachineState.FAILED

@@ -16,6 +16,7 @@ _GONE_AFTER = timedelta(seconds=45)
 _LATE = timedelta(minutes=2)
 THE_END = "its end has come"
 GONE = "gone: deleted by somebody else"
+LOST = "somebody else deleted its machine"
 
 
 @dataclass
@@ -58,7 +59,7 @@ def reconcile(
         if reason:
             mending.release.append((lease, reason))
         elif gone:
-            mending.lost.append((lease, GONE))
+            mending.lost.append((lease, LOST))
         keep.add(lease.id)
     for provider, tags in held.items():
         mending.terminate += [(provider, tag) for tag in sorted(tags - keep)]

@@ -329,7 +329,7 @@ class Scheduler:
         if not error.retryable or in_vain:
             seconds = max(seconds, self._pauses.refused(job.id, loop.time()))
         loop.call_later(seconds, self._wake.set)
-        await self._give_back(lease, str(error))
+        await self._leasing.release(lease, str(error))
         job = job.model_copy(update={"lease_id": None, "site": None, "provider": None})
         told = f"refused by {offer.label}: {error}"
         await self._jobs.save(job, told if self._pauses.news(job.id, told) else "")
@@ -338,19 +338,6 @@ class Scheduler:
         elif offer.shape and isinstance(error, InvalidSpec):
             # Another machine made to the same order would come to the same, and cost as much.
             await self._end(job, Outcome(reason="machine-failed", message=str(error)), str(error))
-
-    async def _give_back(self, lease: Lease, reason: str) -> None:
-        """Release a lease; one of a machine at a cloud beside this, since that takes a while."""
-        if lease.shape:
-            self._start_beside(self._let_go(lease, reason))
-        else:
-            await self._leasing.release(lease, reason)
-
-    async def _let_go(self, lease: Lease, reason: str) -> None:
-        try:
-            await self._leasing.release(lease, reason)
-        except GridcloudError as error:  # the reconciler tries again
-            log.info("machine not given back yet", lease=lease.id, cause=error.message)
 
     def _driver(self, job: Job, lease: Lease) -> JobDriver:
         place = self._places.open(job, lease)
@@ -372,7 +359,7 @@ class Scheduler:
                 if driver.left:
                     return await self._back_in_line(driver)
                 if driver.tidied:  # else the reconciler gives it up, once that can be done
-                    await self._give_back(driver.lease, f"job {job_id} ended")
+                    await self._leasing.release(driver.lease, f"job {job_id} ended")
                 break
             except (InterruptedByStore, GridcloudError) as error:
                 log.error("job interrupted; will try again", job=job_id, error=str(error))

@@ -19,7 +19,8 @@ from operator import attrgetter
 from typing import Any
 
 from gridcloud.model.choice import Strategy
-from gridcloud.orchestration.market import SHAPE, Row, ShapeRow, Wish, credits_an_hour
+from gridcloud.orchestration.market import SHAPE, Row, Wish, credits_an_hour
+from gridcloud.orchestration.shapes import ShapeRow
 
 Score = Callable[[Sequence[Row], Wish], Sequence[Any]]
 #: A row's place in the ranking: its scores, its name, its index.

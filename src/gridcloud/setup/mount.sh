@@ -1,6 +1,6 @@
 # Mounts a volume, as root; prints what it did. Arguments: name of the volume, device (may be a
-# guess, or empty), path, user, size in bytes (0: not known). Formats a device only if there is
-# nothing at all on it.
+# guess, or empty, or a folder that the volume is shown at), path, user, size in bytes (0: not known).
+# Formats a device only if there is nothing at all on it.
 set -u
 PATH=$PATH:/usr/sbin:/sbin:/usr/bin:/bin
 name=$1 device=$2 path=$3 user=$4 size=$5
@@ -27,14 +27,17 @@ find_device() {
     found=
     # What the cloud named may come late, or never. Then: what an earlier machine wrote on it, or
     # else the only empty disk of that size.
-    [ -z "$device" ] || [ "$tries" -ge 10 ] || return
-    found=$(blkid -L "$label" 2>/dev/null) && [ -n "$found" ] && return
+    [ -z "$device" ] || [ "$tries" -ge 10 ] || return 0
+    found=$(blkid -L "$label" 2>/dev/null) && [ -n "$found" ] && return 0
     found= count=0
-    [ "$size" != 0 ] || return
+    [ "$size" != 0 ] || return 0
     for disk in $(lsblk -dnrbpo NAME,SIZE,TYPE | sed -n "s/ $size disk$//p"); do
         if unused "$disk" && blank "$disk"; then found=$disk count=$((count + 1)); fi
     done
     [ "$count" = 1 ] || found=
+}
+escaped() { # a path as /etc/fstab has it
+    printf %s "$1" | sed 's/\\/\\134/g; s/ /\\040/g; s/	/\\011/g'
 }
 
 if mountpoint -q "$path"; then # done before, or by the cloud itself, which gives it to root
@@ -42,8 +45,17 @@ if mountpoint -q "$path"; then # done before, or by the cloud itself, which give
     say "the volume $name is mounted at $path"
     exit 0
 fi
+if [ -d "$device" ]; then # a container, which is shown a folder: it has a file system already
+    mkdir -p "$path" || fail "the folder $path cannot be made"
+    line="$device $(escaped "$path") none bind,nofail 0 0"
+    grep -qF "$device " /etc/fstab 2>/dev/null || echo "$line" >>/etc/fstab
+    mount --bind "$device" "$path" || fail "$device cannot be mounted at $path"
+    [ -n "$(ls -A "$path")" ] || chown "$user" "$path"
+    say "the volume $name is mounted at $path"
+    exit 0
+fi
 tries=0
-while find_device && [ -z "$found" ]; do
+while find_device; [ -z "$found" ]; do
     tries=$((tries + 1))
     [ $tries -lt 60 ] || fail "the volume $name does not appear on the machine (${device:-no device told})"
     sleep 1
@@ -58,7 +70,7 @@ if [ -z "$type" ]; then
 fi
 uuid=$(blkid -p -s UUID -o value "$found")
 mkdir -p "$path" || fail "the folder $path cannot be made"
-line="UUID=$uuid $(printf %s "$path" | sed 's/\\/\\134/g; s/ /\\040/g; s/	/\\011/g') $type defaults,nofail 0 2"
+line="UUID=$uuid $(escaped "$path") $type defaults,nofail 0 2"
 grep -qF "UUID=$uuid " /etc/fstab 2>/dev/null || echo "$line" >>/etc/fstab
 mount -t "$type" "$found" "$path" || fail "the $type on $found cannot be mounted at $path"
 [ -z "$new" ] || chown "$user" "$path"

@@ -99,7 +99,8 @@ async def run_playbook(
 
     The playbook sees one host, whose variables are those of the playbook. To run it again must be
     harmless, as is the custom with playbooks. Raises `InvalidSpec` with the end of the output if it
-    fails, `Unavailable` if the machine is lost or there is no Ansible, `TimedOut`. Cancelling ends it.
+    fails, `Unavailable` if the machine is lost or there is no Ansible, `TimedOut`. Cancelling
+    ends it.
     """
     if endpoint.gateway is not None:
         raise InvalidSpec("A playbook cannot be run on a machine that is behind a gateway.")
@@ -217,33 +218,38 @@ async def _follow(
     told: Callable[[str], Awaitable[None]],
 ) -> None:
     assert process.stdout
-    loop = asyncio.get_running_loop()
+    now = asyncio.get_running_loop().time
     waiting: list[str] = []
-    told_at = loop.time()
-    async for line in _lines(process.stdout):
-        last.append(line)
-        waiting.append(line)
-        if loop.time() - told_at >= _BATCH_SECONDS:
+    since = now()
+    line: str | None = ""
+    while line is not None:
+        try:
+            # What a task began to say is told while that task is still at it.
+            async with asyncio.timeout(_BATCH_SECONDS if waiting else None):
+                line = await _line(process.stdout)
+        except TimeoutError:
+            line = ""
+        if line:
+            last.append(line)
+            waiting.append(line)
+        if waiting and (not line or now() - since >= _BATCH_SECONDS):
             await told("\n".join(waiting))
-            waiting, told_at = [], loop.time()
-    if waiting:
-        await told("\n".join(waiting))
+            waiting, since = [], now()
 
 
-async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Give lines that say something; of one that is very long only the end."""
+async def _line(reader: asyncio.StreamReader) -> str | None:
+    """Return the next line that says something, only the end of a very long one; None at the end of
+    the output. What is read is not lost if this is cancelled."""
     while True:
         try:
             data = await reader.readuntil(b"\n")
         except asyncio.IncompleteReadError as error:
-            data = error.partial
-            if not data:
-                return
+            return error.partial.decode(errors="replace").rstrip() or None
         except asyncio.LimitOverrunError as error:
             await reader.readexactly(error.consumed)
             continue
         if line := data.decode(errors="replace").rstrip():
-            yield line
+            return line
 
 
 async def _close_master(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,11 @@ _LOOK_SECONDS = 5
 _LOG_BYTES = 4096
 #: How much of a boot log is noted while it grows; what is more is still there if it fails.
 _MOST_NOTED = 64 * 1024
+#: What cloud-init prints of every boot: its tables of addresses, and pictures of host keys.
+_NOISE = re.compile(
+    r"ci-info: |Generating public/private |Your (identification|public key) has been saved|"
+    r"The key('s randomart image| fingerprint) is:|SHA256:|\+-+[\[+]|\|.*\|$"
+)
 _MOUNT_SECONDS = 300.0
 _MOUNT, _BOOT_STATUS = text_of(Script.MOUNT), text_of(Script.BOOT_STATUS)
 #: An end that was told before is kept only while there is so much left of it.
@@ -158,9 +164,9 @@ class Booting:
         offset, noted = 0, 0
         while True:
             status, result, log = await _look(session, endpoint, offset, _LOOK_SECONDS)
-            if log.strip() and noted < _MOST_NOTED:
-                noted += len(log)
-                await self.note(lease.id, LaunchStep.READY, log.strip())
+            if (news := _worth_telling(log)) and noted < _MOST_NOTED:
+                noted += len(news)
+                await self.note(lease.id, LaunchStep.READY, news)
             offset = int(status["size"])
             match status["state"]:
                 case "done":
@@ -287,3 +293,8 @@ def _status(answer: str) -> tuple[dict[str, Any], dict[str, Any], str]:
             f"The machine told nothing sensible of its boot: {first[:200]!r}.",
             hint="Log in there, and look what a command prints besides its output.",
         ) from error
+
+
+def _worth_telling(log: str) -> str:
+    """Return a piece of a boot's log without what tells nobody anything."""
+    return "\n".join(line for line in log.splitlines() if not _NOISE.match(line)).strip()

@@ -16,8 +16,8 @@ import structlog
 
 from gridcloud.errors import Conflict, GridcloudError, NoCapacity, NotFound
 from gridcloud.model.identifiers import new_id
-from gridcloud.model.job import Job
-from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
+from gridcloud.model.job import Job, JobSpec
+from gridcloud.model.lease import Lease, LeaseRole, LeaseState
 from gridcloud.model.machine import MachineOrder
 from gridcloud.model.need import Need
 from gridcloud.model.offer import Offer
@@ -31,8 +31,8 @@ log = structlog.get_logger()
 _USUAL_TIME = timedelta(hours=1)
 #: What making a machine, copying and cleaning up may take beside a job's own time limit.
 _BESIDE = timedelta(hours=1)
-#: So often the end of a machine is moved while it is being made, which may take long.
-_MOVE_END_SECONDS = 1200.0
+#: What running playbooks on it may take besides, at most.
+_SETTING_UP = timedelta(hours=1)
 
 
 class SiteLeasing:
@@ -71,7 +71,7 @@ class SiteLeasing:
             provider=offer.provider,
             need=job.spec.need,
             created_at=now,
-            ends_at=now + _lasting(job.spec.need) if offer.shape else None,
+            ends_at=now + _lasting(job.spec) if offer.shape else None,
             job_id=job.id,
             request_id=job.folder_name,
             community=offer.community,
@@ -101,12 +101,10 @@ class SiteLeasing:
         if lease.role is LeaseRole.BORROWED:
             active = await self._peers.borrow(lease, offer)
         else:
-            machine = await self._launched(lease)
+            machine = await self.provider(lease.provider).launch(lease)
             active = lease.model_copy(update={"machine": machine, "state": LeaseState.ACTIVE})
 
         def granted(kept: Lease) -> Lease:
-            if lease.role is LeaseRole.OWN:  # its end may have been moved while it was made
-                return active.model_copy(update={"ends_at": kept.ends_at, "reason": kept.reason})
             if not kept.reason:
                 return active
             recall = {"ends_at": kept.ends_at, "reason": kept.reason}  # it came first
@@ -151,6 +149,10 @@ class SiteLeasing:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
+    def providers(self) -> list[Provider]:
+        """Return the providers of this site."""
+        return list(self._providers.values())
+
     def provider(self, name: str) -> Provider:
         """Return a provider by its name; raises `NotFound`."""
         if name not in self._providers:
@@ -172,46 +174,27 @@ class SiteLeasing:
         now = datetime.now(UTC)
         await self._leases.change(lease.id, lambda kept: kept.released(reason, now))
 
-    async def _launched(self, lease: Lease) -> Machine:
-        """Have a provider make what was intended; its end is moved as long as that takes."""
-        provider = self.provider(lease.provider)
-        if not lease.shape:
-            return await provider.launch(lease)
-        moving = asyncio.create_task(self._keep_end_away(lease), name=f"end of {lease.id}")
-        try:
-            return await provider.launch(lease)
-        finally:
-            moving.cancel()
-            await asyncio.gather(moving, return_exceptions=True)
-
-    async def _keep_end_away(self, lease: Lease) -> None:
-        while True:
-            await asyncio.sleep(_MOVE_END_SECONDS)
-            try:
-                await self._lengthened(lease, datetime.now(UTC) + _lasting(lease.need))
-            except GridcloudError as error:  # as long as it cannot be reached; it is tried again
-                log.info("end not moved yet", lease=lease.id, cause=error.message)
-
     async def _lengthened(self, lease: Lease, until: datetime) -> Lease:
         """Move the end of what was made at a cloud: there first, since one that lasts longer than
         its lease is given back in time, while one that ends before it loses its job."""
-        renewed = lease.model_copy(update={"ends_at": until, "revision": lease.revision + 1})
-        await self.provider(lease.provider).lengthen(renewed)
-
-        def later(kept: Lease) -> Lease:
-            if kept.reason or kept.ends_at is None or kept.ends_at >= until:
-                return kept
-            return kept.model_copy(update={"ends_at": until, "revision": kept.revision + 1})
-
-        kept = await self._leases.change(lease.id, later)
-        if kept is None:
+        known = await self._leases.find(lease.id)
+        if known is None or not known.live or known.reason:
             raise Conflict(f"The lease {lease.id} is over.", hint="Ask for a new one.")
-        return kept
+        await self.provider(lease.provider).lengthen(_later(lease, until))
+        return await self._leases.change(lease.id, lambda kept: _later(kept, until)) or known
 
 
-def _lasting(need: Need) -> timedelta:
-    """Return for how long from now on a machine is to be there for a need."""
-    return need.time + _BESIDE if need.time else _USUAL_TIME
+def _later(lease: Lease, until: datetime) -> Lease:
+    """Return a lease with a later end; one that has that already, or is being given back, as is."""
+    if lease.reason or lease.ends_at is None or lease.ends_at >= until:
+        return lease
+    return lease.model_copy(update={"ends_at": until, "revision": lease.revision + 1})
+
+
+def _lasting(spec: JobSpec) -> timedelta:
+    """Return for how long from now on a machine is to be there for a job."""
+    time = spec.need.time + _BESIDE if spec.need.time else _USUAL_TIME
+    return time + _SETTING_UP if spec.machine.playbooks else time
 
 
 def _lacking_by_now(offer: Offer, offers: Sequence[Offer], need: Need) -> list[str]:

@@ -79,13 +79,16 @@ class MachineStarts:
     async def give_up(self, lease: Lease, reason: str) -> None:
         """Begin to give a machine back, for good; return once that is written down. Idempotent.
 
-        It is given back beside this; what fails is tried again by the next call.
+        It is given back beside this; what fails is tried again by the next call. One that is being
+        given back, as an attempt that failed, says nothing of those that come after it.
         """
+        if lease.reason:
+            return await self._abandon(lease, lease.reason)
         await self._give_up_names(lease.request_id, {lease.order.name: reason})
         making = self._making.get(lease.order.name)
         if making:
             making.cancel()
-        await self._abandon(lease, reason, after=making)
+        return await self._abandon(lease, reason, after=making)
 
     async def give_up_name(self, start: MachineStart, name: str, reason: str) -> None:
         """Give up a machine that has no lease at the moment. Idempotent."""

@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
 
-from gridcloud.errors import Conflict, InvalidSpec, NoCapacity, NotFound, Unavailable
+from gridcloud.errors import (
+    Conflict,
+    InvalidSpec,
+    NotFound,
+)
 from gridcloud.model.choice import Strategy
 from gridcloud.model.fleet import (
+    STOPPED,
     LaunchNews,
     MachineInfo,
     MachineLogin,
@@ -22,10 +26,9 @@ from gridcloud.model.fleet import (
 from gridcloud.model.identifiers import new_id
 from gridcloud.model.lease import Lease, LeaseState
 from gridcloud.model.machine import LaunchStep, MachineOrder
-from gridcloud.model.offer import Offer, Plan
 from gridcloud.model.quantities import format_duration
-from gridcloud.orchestration.planner import plan as judge
-from gridcloud.providers.base import MachineMaker, Provider
+from gridcloud.providers.base import MachineMaker
+from gridcloud.site.machine_choice import MachineChoice, Source
 from gridcloud.site.machine_starts import MachineStarts
 from gridcloud.store.launches import LaunchStore
 from gridcloud.store.leases import LeaseStore
@@ -34,18 +37,6 @@ from gridcloud.store.leases import LeaseStore
 _WARN_BEFORE = timedelta(minutes=10)
 _EVENTS_KEPT = timedelta(days=30)
 _LONGEST = timedelta(days=365)
-
-
-class Source(Protocol):
-    """Where offers and providers come from: `gridcloud.site.leasing.SiteLeasing`."""
-
-    async def offers(self) -> list[Offer]:
-        """Return what is offered now."""
-        ...
-
-    def provider(self, name: str) -> Provider:
-        """Return a provider of this site by its name."""
-        ...
 
 
 class MachineDesk:
@@ -68,11 +59,11 @@ class MachineDesk:
         self._launches = launches
         self._source = source
         self._certify = certify
-        self._strategy = strategy
+        self._choice = MachineChoice(source, strategy)
         self._naming = asyncio.Lock()
         self._news = asyncio.Event()
         self._starts = MachineStarts(
-            leases, launches, source.provider, self._choose, deciding, self._tell
+            leases, launches, source.provider, self._choice.choose, deciding, self._tell
         )
         #: Goes on with what a stopped site left; `MachineStarts.resume`.
         self.resume = self._starts.resume
@@ -88,7 +79,8 @@ class MachineDesk:
 
         Raises `InvalidSpec` if no provider here could ever make one.
         """
-        plan = await self._judge(request, lambda offer: True)
+        await self._choice.ready(request)
+        plan = await self._choice.judge(request, lambda offer: True)
         best = plan.winners[0] if plan.winners else None
         hourly = best.hourly(request.need.resources) if best else None
         hours = request.count * (request.time / timedelta(hours=1))
@@ -106,7 +98,8 @@ class MachineDesk:
         Raises `Conflict` for a name that is in use, `InvalidSpec` if no provider here could ever
         make such a machine, `NoCapacity` if none can now.
         """
-        await self._choose(request, lambda offer: True)
+        await self._choice.ready(request)
+        await self._choice.choose(request, lambda offer: True)
         async with self._naming:
             names = _names(request)
             used = {lease.order.name for lease in await self._leases.machines(ended=False)}
@@ -167,10 +160,11 @@ class MachineDesk:
     async def stop(self, name: str) -> MachineInfo:
         """Begin to give a machine back; what is on it is lost. Idempotent."""
         lease, start = await self._find(name)
-        if start is not None and (lease is None or not lease.live):
-            await self._starts.give_up_name(start, name, "stopped by its user")
-        elif lease is not None and lease.live:
-            await self._starts.give_up(lease, "stopped by its user")
+        there = lease is not None and lease.live and not lease.reason
+        if start is not None and not there:
+            await self._starts.give_up_name(start, name, STOPPED)
+        if lease is not None and lease.live:
+            await self._starts.give_up(lease, STOPPED)
         return await self._look(name)
 
     async def end(self, lease: Lease, reason: str) -> None:
@@ -235,44 +229,29 @@ class MachineDesk:
         return await provider.boot_log(lease.id) if isinstance(provider, MachineMaker) else ""
 
     async def problems(self, now: datetime) -> list[str]:
-        """Return what a person should know: machines whose end is near."""
-        return [
-            f"machine {lease.order.name} ends in {format_duration(lease.ends_at - now)}; "
-            f"'gridcloud machine extend {lease.order.name} 1h' lengthens it"
-            for lease in await self._leases.machines(ended=False)
-            if lease.state is LeaseState.ACTIVE
-            and not lease.reason
-            and lease.ends_at
-            and timedelta(0) < lease.ends_at - now <= _WARN_BEFORE
-        ]
+        """Return what a person should know: machines whose end is near, and those that nobody can
+        give back."""
+        providers = {provider.name for provider in self._source.providers()}
+        told = []
+        for lease in await self._leases.machines(ended=False):
+            name, end = lease.order.name, lease.ends_at
+            if lease.provider not in providers:
+                told.append(
+                    f"machine {name} cannot be given back: the provider {lease.provider} is not in "
+                    "the settings any more, or does not load"
+                )
+                continue
+            ready = lease.state is LeaseState.ACTIVE and not lease.reason
+            if ready and end and timedelta(0) < end - now <= _WARN_BEFORE:
+                told.append(
+                    f"machine {name} ends in {format_duration(end - now)}; "
+                    f"'gridcloud machine extend {name} 1h' lengthens it"
+                )
+        return told
 
     async def prune(self, now: datetime) -> None:
         """Forget events of machines that are long over."""
         await self._launches.prune(now - _EVENTS_KEPT)
-
-    async def _choose(self, request: MachineRequest, admitted: Callable[[Offer], bool]) -> Offer:
-        plan = await self._judge(request, admitted)
-        if plan.winners:
-            return plan.winners[0]
-        raise NoCapacity(
-            f"No machine can be had now: {plan.explain()}.",
-            hint="Try again later, or ask for less.",
-        )
-
-    async def _judge(self, request: MachineRequest, admitted: Callable[[Offer], bool]) -> Plan:
-        offers = [offer for offer in await self._source.offers() if _can_make(offer, request)]
-        if not offers:
-            raise _no_maker(request, self._source)
-        chosen = request.strategy or self._strategy()
-        spot = request.order.spot
-        among = filter(admitted, offers)
-        plan = judge(request.need, among, strategy=chosen, spot=spot, most=200)
-        if not plan.winners and not plan.possible_later and all(map(admitted, offers)):
-            raise InvalidSpec(
-                f"No provider here ever makes a machine with {request.need}: {plan.explain()}.",
-                hint="Ask for less, or add a provider that has larger ones.",
-            )
-        return plan
 
     async def _look(self, name: str) -> MachineInfo:
         lease, start = await self._find(name)
@@ -328,24 +307,6 @@ class MachineDesk:
         """Wake whoever waits for something to change."""
         self._news.set()
         self._news = asyncio.Event()
-
-
-def _can_make(offer: Offer, request: MachineRequest) -> bool:
-    """Whether an offer is of a machine to be made at an own cloud that is admitted."""
-    own = offer.peer is None and bool(offer.shape)
-    return own and (not request.provider or offer.provider == request.provider)
-
-
-def _no_maker(request: MachineRequest, source: Source) -> Exception:
-    if request.provider:
-        source.provider(request.provider)  # raises for a name that nobody has
-        return Unavailable(
-            f"The provider {request.provider!r} offers no machines (at the moment).",
-            hint=f"See 'gridcloud provider check --quick {request.provider}'.",
-        )
-    return InvalidSpec(
-        "No provider here makes machines.", hint="Add a cloud: see 'gridcloud provider add --help'."
-    )
 
 
 def _names(request: MachineRequest) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from gridcloud.model.lease import Lease, LeaseState, taken
 from gridcloud.model.need import Resources
 from gridcloud.model.offer import Offer
 from gridcloud.model.shape import Headroom, Shape
-from gridcloud.orchestration.market import ONE_CPU, without
+from gridcloud.orchestration.shapes import ONE_CPU, without
 from gridcloud.providers.base import Capacity, Provider
 
 #: How long a provider that is slow to say what it has may hold up everybody's plans.

@@ -34,6 +34,7 @@ from gridcloud.model.asking import ProviderKind
 from gridcloud.model.job import Job, JobSpec, JobState
 from gridcloud.model.lease import Lease, LeaseRole, taken
 from gridcloud.model.loan import LoanInfo
+from gridcloud.model.machine import LaunchStep
 from gridcloud.model.need import Resources
 from gridcloud.model.offer import Plan
 from gridcloud.orchestration.costing import costs
@@ -68,6 +69,8 @@ from gridcloud.store.receipts import ReceiptStore
 from gridcloud.store.usage import UsageStore
 
 log = structlog.get_logger()
+#: So much of an event of a launch is among those of a job.
+_SHORT = 500
 _NOT_ENDED = tuple(state for state in JobState if not state.final)
 
 
@@ -129,7 +132,7 @@ class Site:
         )
         self.volumes = VolumeDesk(self._providers)
         self._booting = Booting(
-            state, self._keyring, self._reaching.machine_session, self.machines.note
+            state, self._keyring, self._reaching.machine_session, self._note_launch
         )
         self._mending = Mending(
             self._providers,
@@ -229,7 +232,12 @@ class Site:
         """Judge the offers for a need, peers asked anew."""
         await self.peers.refresh()
         return await self.scheduler.plan(
-            request.need, request.site, request.constraints, request.strategy, most=request.most
+            request.need,
+            request.site,
+            request.constraints,
+            request.strategy,
+            most=request.most,
+            spot=request.spot,
         )
 
     async def status(self) -> SiteStatus:
@@ -322,8 +330,10 @@ class Site:
                 "This host is always there.", hint="Bound it by cpus under [providers.local]."
             )
         live = await self._leases.live()
-        if any(lease.provider == name and lease.role is not LeaseRole.BORROWED for lease in live):
-            raise Conflict(f"{name} has live leases.", hint="Cancel its jobs first.")
+        if any(_uses(lease, name) for lease in live):
+            raise Conflict(
+                f"{name} has live leases.", hint="Cancel its jobs and stop its machines first."
+            )
         if name not in self._problems:
             self._leasing.provider(name)
         await asyncio.to_thread(settings_edit.remove_provider, self._settings_file, name)
@@ -376,6 +386,14 @@ class Site:
     def _identity(self) -> Identity:
         return self._keyring.identity
 
+    async def _note_launch(self, lease_id: str, step: LaunchStep, message: str) -> None:
+        """Keep an event of a launch; in short among those of the job that it is for, too."""
+        await self.machines.note(lease_id, step, message)
+        lease = await self._leases.find(lease_id)
+        if lease and lease.job_id:
+            first = message.strip().partition("\n")[0][:_SHORT]
+            await self.jobs.note(await self.jobs.get(lease.job_id), step.value, first)
+
     def _recalled(self, lease: Lease, until: datetime, reason: str) -> None:
         self.scheduler.recalled(lease.id, until, reason)
 
@@ -421,3 +439,9 @@ class Site:
             detail=capacity.detail,
             makes_machines=makes,
         )
+
+
+def _uses(lease: Lease, provider: str) -> bool:
+    """Whether what a lease of this site has is a provider's; a guest may be in its containers."""
+    at = lease.machine.provider if lease.machine else lease.provider
+    return lease.role is not LeaseRole.BORROWED and provider in (lease.provider, at)

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 
 from gridcloud.errors import GridcloudError
 from gridcloud.model.accounts import Fate, SweepReport, SweptThing
-from gridcloud.model.lease import Lease, LeaseRole
-from gridcloud.model.things import KEPT
+from gridcloud.model.things import KEPT, SHARED, Tags
 from gridcloud.providers.base import MachineMaker, Provider
 from gridcloud.store.leases import LeaseStore
 
@@ -48,7 +47,12 @@ async def _sweep_one(provider: Provider, leases: LeaseStore, *, dry_run: bool) -
         things = await _things(provider)
     # Looked at after the provider: what is made from now on is not among the things.
     strays = {thing.lease_id for thing in things} - {KEPT}
-    strays = {each for each in strays if not _in_use(await leases.find(each), provider.name)}
+    for each in sorted(strays):
+        lease = await leases.find(each)
+        if lease is not None and lease.live:
+            strays.discard(each)
+    if {thing.lease_id for thing in things} - {KEPT, SHARED} - strays:
+        strays.discard(SHARED)  # what machines share goes with the last of them
     failed = {} if dry_run else await _remove(provider, strays)
     swept = []
     for thing in things:
@@ -81,6 +85,7 @@ async def _remove(provider: Provider, strays: set[str]) -> dict[str, str]:
 
 async def _things(provider: Provider) -> list[SweptThing]:
     if isinstance(provider, MachineMaker):
+        mine = Tags.of(provider.context.site_key, KEPT).site
         return [
             SweptThing(
                 provider=provider.name,
@@ -92,6 +97,7 @@ async def _things(provider: Provider) -> list[SweptThing]:
                 costs=thing.costs,
             )
             for thing in await provider.things()
+            if thing.tags.site == mine
         ]
     return [
         SweptThing(
@@ -104,8 +110,3 @@ async def _things(provider: Provider) -> list[SweptThing]:
         )
         for lease_id in await provider.made()
     ]
-
-
-def _in_use(lease: Lease | None, provider: str) -> bool:
-    here = lease is not None and lease.role is not LeaseRole.BORROWED
-    return here and lease is not None and lease.live and lease.provider == provider

@@ -84,6 +84,9 @@ connection = {database("keystone")}
 key_repository = {state}/fernet
 [credential]
 key_repository = {state}/credentials
+[identity]
+# No secret is kept here, and every login costs it.
+password_hash_rounds = 4
 [cache]
 enabled = false
 """

@@ -88,6 +88,8 @@ class Keeper:
         self._serve_database(fresh=fresh)
         if fresh:
             schemas.make(self._run, self.etc)
+        if not fresh:
+            self._begin("addresses", ["python", str(HERE / "inside/addresses.py")])
         self._serve("keystone", "identity", "keystone.wsgi.api", workers=2)
         if fresh:
             self._await_api("identity")

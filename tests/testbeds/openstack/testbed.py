@@ -343,6 +343,9 @@ _GUEST_SETTINGS = {
         "datasource_list: [ConfigDrive, None]\n"
         # The virt driver has laid its cable already.
         "network: {config: disabled}\n"
+        "resize_rootfs: false\n"
+        "growpart: {mode: 'off'}\n"
+        "ssh_genkeytypes: [ed25519]\n"
         "apt: {preserve_sources_list: true}\n"
     ),
     "etc/hosts": "127.0.0.1 localhost\n",

@@ -55,11 +55,13 @@ class Engine:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
         self._version = ""
         self._greeting = asyncio.Lock()
 
     async def close(self) -> None:
-        """Let go of the connections. Idempotent."""
+        """Let go of the connections, for good. Idempotent."""
+        self._closed = True
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -244,6 +246,8 @@ class Engine:
             raise Unavailable(f"The engine at {self.address} answered with no JSON.") from error
 
     def _connected(self) -> aiohttp.ClientSession:
+        if self._closed:  # what was under way when the site stopped must not connect anew
+            raise Unavailable("The site is stopping.", hint="Start it again.")
         if self._session is None:
             socket = self.address.socket
             self._session = aiohttp.ClientSession(

@@ -55,7 +55,7 @@ class Keeping:
             for folder in there:
                 try:
                     await self._look(folder)
-                except GridcloudError as error:
+                except (GridcloudError, OSError) as error:  # it may be removed meanwhile
                     log.warning("container not kept", lease=folder.lease_id, cause=str(error))
             await asyncio.sleep(min(_LOOK_EVERY_SECONDS, self._lingers.total_seconds() / 4))
         self._measure_after.clear()

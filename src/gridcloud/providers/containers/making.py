@@ -46,13 +46,14 @@ class Containers:
         self._site_key = site_key
         self._told = engine
         self._engine: Engine | None = None
+        self._closed = False
         self._host: tuple[Host, dict[str, Any]] | None = None
 
     async def close(self) -> None:
-        """Let go of the engine; containers go on. Idempotent."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.close()
+        """Let go of the engine, for good; containers go on. Idempotent."""
+        self._closed = True
+        if self._engine is not None:
+            await self._engine.close()
 
     async def look(self) -> tuple[str, dict[str, Any]]:
         """Return where the engine is and its words about itself, having asked it once just now."""
@@ -278,6 +279,8 @@ class Containers:
         if self._engine is None:
             address = await asyncio.to_thread(find_engine, self._told)
             self._engine = self._engine or Engine(address)
+            if self._closed:
+                await self._engine.close()
         return self._engine
 
     def _is_mine(self, found: dict[str, Any], lease_id: str) -> bool:

@@ -20,6 +20,7 @@ from gridcloud.errors import (
     NoCapacity,
     NotFound,
 )
+from gridcloud.model.asking import Question
 from gridcloud.model.identifiers import new_id
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
 from gridcloud.model.machine import LaunchStep
@@ -27,6 +28,7 @@ from gridcloud.model.need import Need, Resources
 from gridcloud.model.things import Tags
 from gridcloud.providers.base import Capacity, Lender, Provider, ProviderContext, read_section
 from gridcloud.providers.containers import recipe
+from gridcloud.providers.containers.finding import find_engine
 from gridcloud.providers.containers.folders import Facts, Folder, folders
 from gridcloud.providers.containers.keeping import Keeping
 from gridcloud.providers.containers.making import NEEDS_PYTHON, Containers
@@ -60,6 +62,22 @@ class ContainersProvider(Provider, Lender):
         self._choosing_gpus = asyncio.Lock()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._keeping = Keeping(self._root, self.section.lingers, self._containers.remove)
+
+    @classmethod
+    def questions(cls) -> tuple[Question, ...]:
+        """See `Provider`. The engine is asked for only where none is found."""
+        image = Question(
+            setting="image",
+            text="The image that jobs run in, with Python 3.8 or newer",
+            default="docker.io/library/python:3.12-slim",
+            needed=True,
+        )
+        try:
+            find_engine("")
+        except GridcloudError:
+            address = "The address of the container engine, as unix:///run/podman/podman.sock"
+            return (image, Question(setting="engine", text=address, needed=True))
+        return (image,)
 
     async def capacity(self) -> Capacity:
         """Return what the host has, or the part the settings give, as seen a moment ago."""
@@ -170,7 +188,9 @@ class ContainersProvider(Provider, Lender):
     ) -> int:
         """See `Enterable`. Being cancelled it lets go; the command goes on."""
         folder = Folder(self._root, lease_id)
-        facts = await asyncio.to_thread(folder.facts)
+        facts, why = await asyncio.to_thread(lambda: (folder.facts(), folder.ended()))
+        if why:
+            raise NotFound(f"The container has ended: {why}")
         user, home = facts.user, facts.home
         try:
             return await self._containers.enter(lease_id, command, descriptors, env, user, home)

@@ -75,6 +75,16 @@ class Remotes:
             )
         return Way(address.rstrip("/"), tls=self._trust(remote), project=project)
 
+    def names(self) -> tuple[str, ...]:
+        """Return the remotes that make machines."""
+        return tuple(
+            sorted(
+                name
+                for name, one in self._remotes().items()
+                if one.get("protocol") != "simplestreams" and not one.get("public")
+            )
+        )
+
     def image_server(self, remote: str) -> tuple[str, str]:
         """Return the URL and the protocol of a server of images; raises `NotFound`."""
         told = self._remotes().get(remote, {})

@@ -89,7 +89,7 @@ def build_failed(fault: str) -> str:
 
 
 def _answered(error: theirs.HttpError, doing: str) -> GridcloudError:
-    said = _short(error.message or error.details or "")
+    said = _short(_said(error))
     words = f"{said or error.http_status}"
     status = error.http_status
     after = _seconds(error)
@@ -103,6 +103,8 @@ def _answered(error: theirs.HttpError, doing: str) -> GridcloudError:
         return NoCapacity(f"A quota of the project is reached: {words}.", hint=_quota_hint(said))
     if status in {400, 409, 500, 503} and _FULL.search(said):
         return NoCapacity(f"The cloud has no room: {words}.", hint="Try another shape or zone.")
+    if status in {403, 404} and "/auth/" in (error.url or ""):
+        status = 401  # so keystone speaks of a token that it took back
     match status:
         case 401:
             return Forbidden(f"OpenStack does not accept the login: {words}.", hint=_LOGIN_HINT)
@@ -130,6 +132,21 @@ def _quota_hint(said: str) -> str:
     found = re.search(r"(?:exceeded for|resources?:?)\s*\[?['\"]?([\w ,'-]+?)['\"]?[\]:.]", said)
     which = f" ({found[1].strip()})" if found else ""
     return f"End machines that are not needed, or ask the operators for a larger quota{which}."
+
+
+def _said(error: theirs.HttpError) -> str:
+    """Return what a service says. Each wraps that in a word of its own, as ``forbidden``,
+    ``conflictingRequest`` or ``NeutronError``, which keystoneauth does not look into."""
+    try:
+        body = error.response.json() if error.response is not None else {}
+    except ValueError:
+        body = {}  # a page for people, as of a proxy
+    for value in body.values() if isinstance(body, dict) else ():
+        if isinstance(value, dict) and isinstance(value.get("message"), str):
+            return str(value["message"])
+        if isinstance(value, str) and value:
+            return value
+    return error.message or error.details or ""
 
 
 def _seconds(error: theirs.HttpError) -> float:

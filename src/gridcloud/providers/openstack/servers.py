@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ _CONDITIONS = {
     "SHELVED_OFFLOADED": Condition.STOPPED,
 }
 _GONE = frozenset({"DELETED", "SOFT_DELETED"})
+_BUILT_SECONDS, _LOOK_SECONDS = 40.0, 1.0
 _LOG_LINES, _LOG_BYTES = 2000, 64 * 1024
 
 
@@ -111,9 +113,17 @@ async def boot_log(region: Region, server: str) -> str:
 
 
 async def note_end(region: Region, server: str, tags: Tags) -> None:
-    """Write a new end into the metadata of a machine."""
+    """Write a new end into the metadata of a machine; while it is built, nova wants to wait."""
     body = {"metadata": {ENDS_TAG: tags.written()[ENDS_TAG]}}
-    await region.ask("compute", "POST", f"/servers/{server}/metadata", body)
+    until = asyncio.get_running_loop().time() + _BUILT_SECONDS
+    while True:
+        try:
+            await region.ask("compute", "POST", f"/servers/{server}/metadata", body)
+            return
+        except Conflict:
+            if asyncio.get_running_loop().time() > until:
+                raise
+            await asyncio.sleep(_LOOK_SECONDS)
 
 
 def read(found: Mapping[str, Any], *, floating: bool) -> Server:

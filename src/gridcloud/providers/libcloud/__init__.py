@@ -1,0 +1,56 @@
+"""Machines at EC2, and at other clouds by Libcloud's drivers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from gridcloud.errors import Unavailable
+from gridcloud.providers.base import ProviderContext, read_section
+from gridcloud.providers.cloud.clouds import Cloud
+from gridcloud.providers.cloud.provider import CloudProvider
+from gridcloud.providers.libcloud.section import EC2Section, LibcloudSection
+
+
+class EC2Provider(CloudProvider):
+    """Makes machines at Amazon's EC2, or at another cloud with its API."""
+
+    kind: ClassVar[str] = "ec2"
+
+    def __init__(self, name: str, section: dict[str, Any], context: ProviderContext) -> None:
+        own = read_section(EC2Section, name, section)
+        super().__init__(name, own, context, _ec2(own, context.site_key))
+
+
+class LibcloudProvider(CloudProvider):
+    """Makes machines by the driver of the settings."""
+
+    kind: ClassVar[str] = "libcloud"
+
+    def __init__(self, name: str, section: dict[str, Any], context: ProviderContext) -> None:
+        own = read_section(LibcloudSection, name, section)
+        super().__init__(name, own, context, _any(own, context.site_key))
+
+
+def _ec2(section: EC2Section, site_key: str) -> Cloud:
+    try:
+        from gridcloud.providers.libcloud.ec2 import EC2Cloud  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    return EC2Cloud(section, site_key)
+
+
+def _any(section: LibcloudSection, site_key: str) -> Cloud:
+    try:
+        from gridcloud.providers.libcloud.any_cloud import (  # noqa: PLC0415 - an extra
+            LibcloudCloud,
+        )
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    return LibcloudCloud(section, site_key)
+
+
+def _missing(error: ModuleNotFoundError) -> Unavailable:
+    return Unavailable(
+        f"Apache Libcloud is not installed: {error.name} is missing.",
+        hint="Install it: pip install 'gridcloud[libcloud]'.",
+    )
