@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Two workers: the tests are written for two cores, and most of their time is spent waiting.
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
-.PHONY: help demo test test-fast check format bench simulate nightly clean
+.PHONY: help demo test test-fast test-openstack check format bench simulate nightly clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
@@ -19,7 +19,12 @@ demo: $(VENV)/.demo ## Run a real analysis on a grid of three sites on this mach
 
 test: $(VENV)/.dev ## Run all tests; as root, install the system packages they need first.
 	tests/testbeds/install
+	PYTHONPATH=tests $(BIN)/python -m testbeds.build
 	$(PYTEST)
+
+test-openstack: $(VENV)/.dev ## Run the tests against a real OpenStack, which needs root and some minutes.
+	tests/testbeds/install openstack
+	$(BIN)/pytest -n 0 -m openstack
 
 test-fast: $(VENV)/.dev ## Run the tests that need no other program: the inner loop.
 	$(PYTEST) tests/unit tests/contract
@@ -53,6 +58,7 @@ simulate: $(VENV)/.dev ## Simulate grids of 10 to 5000 sites; SEEDS=N, SITES=10,
 
 nightly: $(VENV)/.dev ## Hurt every cloud by faults and kills, RUNS=500 times each; SEED=N is one run again.
 	tests/testbeds/install
+	PYTHONPATH=tests $(BIN)/python -m testbeds.build
 	RUNS=$(or $(RUNS),500) SEED=$(SEED) $(PYTEST) -k faults --timeout 14400
 
 clean: ## Remove what these verbs made.

@@ -114,7 +114,7 @@ class Engine:
 @contextlib.contextmanager
 def podman() -> Iterator[Engine]:
     """Give an engine of its own, and remove everything of it in the end."""
-    store = _image_store()
+    store = image_store()
     _clear_old()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
     (folder / "owner").write_text(f"{os.getpid()} {_started(os.getpid())}")
@@ -146,7 +146,7 @@ def _environment(folder: Path, *more_stores: Path) -> dict[str, str]:
     }
 
 
-def _image_store() -> Path:
+def image_store() -> Path:
     """Return a folder of images that any number of engines read; made once on a machine."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:

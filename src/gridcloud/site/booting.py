@@ -76,9 +76,10 @@ class Booting:
         Raises `InvalidSpec`, with the line where there is one, for user-data that cloud-init would
         not understand and for playbooks that are none; `Unavailable` without Ansible for these.
         """
-        parts = await asyncio.to_thread(read_user_data, decoded(order.user_data))
         await check_playbooks(order.playbooks)
-        return parts
+        if not order.user_data:
+            return ()
+        return await asyncio.to_thread(read_user_data, decoded(order.user_data))
 
     async def first_boot(self, lease: Lease, user: str, limit: int) -> FirstBoot:
         """See `Making`. Looks at the playbooks as well, since nothing is paid for yet."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -65,7 +66,7 @@ class MachineStarts:
         """Take in a start that is in the store; what is going on already is left alone."""
         for name in start.names:
             if name not in start.given_up and name not in self._making:
-                self._spawn(self._making, name, self._make(start, name))
+                self._spawn(self._making, name, partial(self._make, start, name))
 
     async def resume(self) -> None:
         """Go on with every start that is not settled. Idempotent."""
@@ -201,7 +202,7 @@ class MachineStarts:
             start.id, {each: why if each == name else others for each in start.names}
         )
         if start.id not in self._ending:
-            self._spawn(self._ending, start.id, self._give_all_back(start, others))
+            self._spawn(self._ending, start.id, partial(self._give_all_back, start, others))
         return None
 
     async def _give_all_back(self, start: MachineStart, reason: str) -> None:
@@ -247,7 +248,7 @@ class MachineStarts:
             lease.id, lambda kept: kept.model_copy(update={"reason": kept.reason or reason})
         )
         if marked is not None and lease.id not in self._ending:
-            self._spawn(self._ending, lease.id, self._give_back(marked, after))
+            self._spawn(self._ending, lease.id, partial(self._give_back, marked, after))
         self._changed()
 
     async def _give_back(self, lease: Lease, after: asyncio.Task[None] | None) -> None:
@@ -272,7 +273,7 @@ class MachineStarts:
         self,
         where: dict[str, asyncio.Task[None]],
         key: str,
-        work: Coroutine[Any, Any, None],
+        work: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         task = asyncio.create_task(_looked_after(work), name=f"machine {key}")
         where[key] = task
@@ -284,9 +285,9 @@ class MachineStarts:
         task.add_done_callback(over)
 
 
-async def _looked_after(work: Coroutine[Any, Any, None]) -> None:
+async def _looked_after(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     try:
-        await work
+        await work()
     except Exception:  # the store fails, say: what is written down is gone on with later
         log.exception("machine left for later")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
 from gridcloud.errors import (
@@ -68,6 +68,8 @@ class MachineDesk:
         #: Goes on with what a stopped site left; `MachineStarts.resume`.
         self.resume = self._starts.resume
         self.close = self._starts.close
+        #: Looks through what is asked of a machine before anything is planned; see `Booting.check`.
+        self.check: Callable[[MachineOrder], Awaitable[object]] = _unchecked
 
     async def note(self, lease_id: str, step: LaunchStep, message: str) -> None:
         """Keep an event of a launch; see `gridcloud.providers.base.Making`."""
@@ -77,8 +79,10 @@ class MachineDesk:
     async def plan(self, request: MachineRequest) -> MachinePlan:
         """Judge where the first of the machines would be made; changes nothing.
 
-        Raises `InvalidSpec` if no provider here could ever make one.
+        Raises `InvalidSpec` for an order that cannot be carried out, and if no provider here could
+        ever make such a machine.
         """
+        await self.check(request.order)
         await self._choice.ready(request)
         plan = await self._choice.judge(request, lambda offer: True)
         best = plan.winners[0] if plan.winners else None
@@ -98,6 +102,7 @@ class MachineDesk:
         Raises `Conflict` for a name that is in use, `InvalidSpec` if no provider here could ever
         make such a machine, `NoCapacity` if none can now.
         """
+        await self.check(request.order)
         await self._choice.ready(request)
         await self._choice.choose(request, lambda offer: True)
         async with self._naming:
@@ -331,3 +336,7 @@ def _open(start: MachineStart) -> Iterable[str]:
 def _without_user_data(info: MachineInfo) -> MachineInfo:
     order = info.order.model_copy(update={"user_data": ""})
     return info.model_copy(update={"order": order})
+
+
+async def _unchecked(_: MachineOrder) -> None:
+    return

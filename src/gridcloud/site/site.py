@@ -134,6 +134,7 @@ class Site:
         self._booting = Booting(
             state, self._keyring, self._reaching.machine_session, self._note_launch
         )
+        self.machines.check = self._booting.check
         self._mending = Mending(
             self._providers,
             self._leases,
@@ -209,6 +210,7 @@ class Site:
         await asyncio.to_thread(check_inputs, sorted(inputs))
         for into in sorted({each.into for each in specs if each.outputs}):
             await asyncio.to_thread(check_into, into)
+        await self._booting.check(spec.machine)
         return await self.scheduler.submit(spec)
 
     async def log(

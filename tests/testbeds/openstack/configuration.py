@@ -212,7 +212,6 @@ state_path = {state}/cinder
 api_paste_config = {venv}/etc/cinder/api-paste.ini
 enabled_backends = files
 host = testbed
-default_volume_type = files
 [files]
 volume_driver = gridcloud_volumes.Files
 volume_backend_name = files

@@ -158,7 +158,7 @@ class Project:
         for router in network.routers():
             for port in network.ports(device_id=router.id):
                 for fixed in port.fixed_ips:
-                    network.remove_interface_from_router(router, subnet_id=fixed["subnet_id"])
+                    network.remove_interface_from_router(router, fixed["subnet_id"])
             network.delete_router(router)
         for port in network.ports(project_id=self.id):
             network.delete_port(port)

@@ -57,7 +57,8 @@ async def zones(region: Region, shape: Shape, section: EC2Section) -> tuple[str,
         LocationType="availability-zone",
         Filter=filters({"instance-type": shape.name}),
     )
-    there = sorted({str(one.get("location")) for one in found})
+    # Local zones, which cost more and have less, have the longer names.
+    there = sorted({str(one.get("location")) for one in found}, key=lambda name: (len(name), name))
     if zones := tuple(zone for zone in section.zones or there if zone in there):
         return zones
     if not there:

@@ -105,8 +105,8 @@ def _made(how: str, told: Mapping[str, str]) -> Login:
                 return Login(signer.tenancy_id, told.get("region") or signer.region, signer)
             case "resource_principal":
                 signer = signers.get_resource_principals_signer()
-                claims = signer.get_claim(signers.resource_principals_signer.TENANCY_CLAIM_KEY)
-                return Login(str(claims), told.get("region") or str(signer.region), signer)
+                tenancy = str(signer.get_claim("res_tenant"))
+                return Login(tenancy, told.get("region") or str(signer.region), signer)
             case "security_token":
                 return _of_session(told)
             case "api_key":

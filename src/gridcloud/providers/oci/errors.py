@@ -31,7 +31,7 @@ _POLICY = (
 )
 _FULL = re.compile(r"OutOfHostCapacity|OutOfCapacity", re.IGNORECASE)
 _FULL_WORDS = re.compile(r"out of (host )?capacity", re.IGNORECASE)
-_LIMIT = re.compile(r"LimitExceeded|QuotaExceeded|TooManyRequests\.Quota")
+_LIMIT = re.compile(r"LimitExceeded|QuotaExceeded")
 _MISSING = "NotAuthorizedOrNotFound"
 _NEVER_SENT = re.compile(r"refused|NewConnectionError|NameResolution|unreachable", re.IGNORECASE)
 _LONGEST = 500

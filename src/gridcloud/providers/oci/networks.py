@@ -18,7 +18,7 @@ from gridcloud.errors import Conflict, GridcloudError, NotFound, Unavailable
 from gridcloud.model.identifiers import new_id
 from gridcloud.model.things import SHARED, Tags, Thing
 from gridcloud.providers.oci.asking import Region
-from gridcloud.providers.oci.errors import held
+from gridcloud.providers.oci.errors import code_of, held
 from gridcloud.providers.oci.section import OCISection
 from gridcloud.providers.oci.tagging import gone, leaving, of_site
 
@@ -60,7 +60,8 @@ class Networks:
             try:
                 found = await self._complete()
             except GridcloudError as error:
-                self._era = new_id(16)
+                if code_of(error) == "InvalidatedRetryToken":
+                    self._era = new_id(16)
                 if self._section.network or not isinstance(error, Conflict | NotFound):
                     raise
                 if not await self._mine("vcn"):

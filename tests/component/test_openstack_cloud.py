@@ -35,6 +35,7 @@ from testbeds.openstack.testbed import lacking, openstack_testbed
 from testbeds.sites import SiteProcess, wait_until
 
 pytestmark = [
+    pytest.mark.openstack,
     pytest.mark.xdist_group("openstack"),
     pytest.mark.skipif(bool(lacking()), reason=lacking() or "openstack"),
     pytest.mark.timeout(900),
@@ -447,10 +448,10 @@ def test_a_site_killed_in_a_launch_goes_on_with_it(new_site, project):
 def test_a_machine_ends_itself_when_its_site_is_gone(new_site, project):
     """The switch that it got at first boot powers it off at its end; a new site sweeps it up."""
     site = new_site()
-    done = site.cli("machine", "start", "--name", "web", "--time", "40s")
+    done = site.cli("machine", "start", "--name", "web", "--time", "75s")
     assert done.returncode == 0, done.stderr
     site.kill()
-    wait_until(lambda: [server.status for server in servers(project)] == ["SHUTOFF"], 120)
+    wait_until(lambda: [server.status for server in servers(project)] == ["SHUTOFF"], 180)
 
 
 def test_an_image_without_ssh_is_told_and_removed(new_site, project):
