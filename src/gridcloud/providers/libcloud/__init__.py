@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from gridcloud.errors import Unavailable
+from gridcloud.model.asking import Question
 from gridcloud.providers.base import ProviderContext, read_section
 from gridcloud.providers.cloud.clouds import Cloud
 from gridcloud.providers.cloud.provider import CloudProvider
+from gridcloud.providers.libcloud import questions
 from gridcloud.providers.libcloud.section import EC2Section, LibcloudSection
 
 
@@ -20,6 +22,11 @@ class EC2Provider(CloudProvider):
         own = read_section(EC2Section, name, section)
         super().__init__(name, own, context, _ec2(own, context.site_key))
 
+    @classmethod
+    def questions(cls) -> tuple[Question, ...]:
+        """See `Provider`. Profiles are those of the user's ``~/.aws``."""
+        return questions.of_ec2()
+
 
 class LibcloudProvider(CloudProvider):
     """Makes machines by the driver of the settings."""
@@ -29,6 +36,11 @@ class LibcloudProvider(CloudProvider):
     def __init__(self, name: str, section: dict[str, Any], context: ProviderContext) -> None:
         own = read_section(LibcloudSection, name, section)
         super().__init__(name, own, context, _any(own, context.site_key))
+
+    @classmethod
+    def questions(cls) -> tuple[Question, ...]:
+        """See `Provider`."""
+        return questions.of_any()
 
 
 def _ec2(section: EC2Section, site_key: str) -> Cloud:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gridcloud.errors import Unavailable
+from gridcloud.model.asking import Question
 from gridcloud.providers.base import ProviderContext, read_section
 from gridcloud.providers.cloud.provider import CloudProvider
+from gridcloud.providers.openstack.asking import questions
 from gridcloud.providers.openstack.section import OpenStackSection
 
 __all__ = ["OpenStackProvider", "OpenStackSection"]
@@ -29,3 +31,8 @@ class OpenStackProvider(CloudProvider):
                 hint="Install it: pip install 'gridcloud[openstack]'.",
             ) from error
         super().__init__(name, own, context, OpenStackCloud(own, context.site_key))
+
+    @classmethod
+    def questions(cls) -> tuple[Question, ...]:
+        """See `Provider`. Clouds are those of the user's ``clouds.yaml``."""
+        return questions()
