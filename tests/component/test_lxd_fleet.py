@@ -77,6 +77,6 @@ def test_user_data_that_is_wrong_is_told_before_anything_is_made(site, lxd, tmp_
     done = site.cli(
         "machine", "start", "--name", "web", "--memory", "512M", "--user-data", str(user_data)
     )
-    assert done.returncode == 69
+    assert done.returncode == 64
     assert "line 4" in done.stderr, done.stderr
     assert lxd.left() == []
