@@ -210,7 +210,6 @@ def _stream(client: Client, job_id: str) -> None:
 
 def _tell_why_it_waits(client: Client, job_id: str, ended: threading.Event) -> None:
     """While a job has no place, say on standard error what it waits for, once it has waited."""
-    from gridcloud.cli import render
     from gridcloud.model.job import JobState
 
     told = 0
@@ -222,6 +221,8 @@ def _tell_why_it_waits(client: Client, job_id: str, ended: threading.Event) -> N
             for event in client.events(job_id, told):
                 told = event.number
                 if event.message.startswith(("waiting: ", "refused ")):
+                    from gridcloud.cli import render
+
                     click.echo(f"gridcloud: {render.safe_lines(event.message)}", err=True)
         except GridcloudError:  # the output's own thread tells it
             return
