@@ -7,10 +7,9 @@ import subprocess
 
 import pytest
 
-from gridcloud.model.lease import Endpoint
 from testbeds import sshd as testbed
-from testbeds.folder_cloud import started_with
-from testbeds.sites import GRIDCLOUD, SiteProcess, wait_until
+from testbeds.folder_site import reachable_site
+from testbeds.sites import GRIDCLOUD, wait_until
 
 NEED = ("run", "--cpus", "3", "--memory", "1G")
 
@@ -26,32 +25,9 @@ def cloud(tmp_path):
 @pytest.fixture
 def site(tmp_path, cloud):
     """Return a site of one CPU, with a cloud whose machines are a real sshd."""
-    made = SiteProcess(
-        tmp_path / "site", "site", "[providers.local]\ncpus = 1\n", started_with(tmp_path)
-    )
-    made.start()
-    try:
-        with made.client() as client:
-            authority = client.site().user_ca
-            with testbed.sshd(
-                host="127.0.0.42", trusted_ca=authority, principals=("nobody-yet",)
-            ) as machine:
-                endpoint = Endpoint(
-                    host=machine.host,
-                    port=machine.port,
-                    user=machine.user,
-                    host_keys=(machine.host_key_line,),
-                )
-                section = {
-                    "kind": "folder",
-                    "folder": str(cloud),
-                    "endpoint": endpoint.model_dump_json(),
-                    "principals": str(machine.folder / "principals"),
-                }
-                client.add_provider("cloud", section)
-                yield made
-    finally:
-        made.close()
+    settings = "[providers.local]\ncpus = 1\n"
+    with reachable_site(tmp_path, cloud, "127.0.0.42", settings) as (made, _):
+        yield made
 
 
 def machines(cloud):

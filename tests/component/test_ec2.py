@@ -3,15 +3,12 @@
 import asyncio
 import base64
 import dataclasses
-from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from gridcloud.errors import Forbidden, InvalidSpec, NoCapacity, NotFound
 from gridcloud.model.identifiers import new_id
-from gridcloud.model.lease import Lease, LeaseRole, LeaseState
 from gridcloud.model.machine import MachineOrder
-from gridcloud.model.need import Need
 from gridcloud.providers.base import ProviderContext, read_section
 from gridcloud.providers.cloud.contract import (
     SITE,
@@ -28,6 +25,7 @@ from gridcloud.settings import LendingSettings
 from testbeds import moto_server
 from testbeds.fault_proxy import CALM, FaultProxy, Faults
 from testbeds.faults import Subject, hurt, seeds
+from testbeds.leases import lease
 
 pytestmark = pytest.mark.xdist_group("moto")
 
@@ -88,21 +86,6 @@ def provider(tmp_path, cloud, own):
 
     context = ProviderContext(SITE, tmp_path, LendingSettings(), probe, MakingForTests())
     return Provider(NAME, own, context, cloud, reach=answers)
-
-
-def lease(**more):
-    """Return a lease for the smallest need."""
-    now = datetime.now(UTC).replace(microsecond=0)
-    given = {
-        "id": new_id(16),
-        "role": LeaseRole.OWN,
-        "state": LeaseState.INTENT,
-        "provider": NAME,
-        "need": Need(),
-        "created_at": now,
-        "ends_at": now + timedelta(hours=1),
-    }
-    return Lease(**(given | more))
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
-from gridcloud.model.lease import Endpoint
 from testbeds import sshd as testbed
 from testbeds.folder_cloud import started_with
+from testbeds.folder_site import reachable_site
 from testbeds.sites import GRIDCLOUD, SiteProcess, wait_until
 
 
@@ -209,30 +209,8 @@ def test_bad_orders_are_told_before_anything_is_made(site, cloud, tmp_path):
 @pytest.fixture
 def reachable(tmp_path, cloud):
     """Return a site whose machines are a real sshd that trusts its certificates."""
-    made = SiteProcess(tmp_path / "site", "site", "", started_with(tmp_path))
-    made.start()
-    try:
-        with made.client() as client:
-            authority = client.site().user_ca
-            with testbed.sshd(
-                host="127.0.0.41", trusted_ca=authority, principals=("nobody-yet",)
-            ) as machine:
-                endpoint = Endpoint(
-                    host=machine.host,
-                    port=machine.port,
-                    user=machine.user,
-                    host_keys=(machine.host_key_line,),
-                )
-                section = {
-                    "kind": "folder",
-                    "folder": str(cloud),
-                    "endpoint": endpoint.model_dump_json(),
-                    "principals": str(machine.folder / "principals"),
-                }
-                client.add_provider("cloud", section)
-                yield made, machine
-    finally:
-        made.close()
+    with reachable_site(tmp_path, cloud, "127.0.0.41") as found:
+        yield found
 
 
 @pytest.mark.skipif(not testbed.available(), reason="needs an OpenSSH server")

@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from libcloud.compute.drivers.digitalocean import DigitalOcean_v2_NodeDriver
@@ -10,10 +9,7 @@ from libcloud.compute.drivers.vultr import VultrNodeDriverV2
 from libcloud.compute.providers import get_driver
 
 from gridcloud.errors import Forbidden, InvalidSpec, NoCapacity, NotFound
-from gridcloud.model.identifiers import new_id
-from gridcloud.model.lease import Lease, LeaseRole, LeaseState
 from gridcloud.model.machine import MachineOrder
-from gridcloud.model.need import Need
 from gridcloud.providers.base import ProviderContext, read_section
 from gridcloud.providers.cloud.contract import (
     SITE,
@@ -31,6 +27,7 @@ from gridcloud.settings import LendingSettings
 from testbeds import droplets
 from testbeds.fault_proxy import FaultProxy, Faults
 from testbeds.faults import Subject, hurt, seeds
+from testbeds.leases import lease
 
 _AT_ONCE = 25
 BATCHES = [tuple(seeds()[n : n + _AT_ONCE]) for n in range(0, len(seeds()), _AT_ONCE)]
@@ -77,21 +74,6 @@ def section(account, **more):
         **more,
     }
     return read_section(LibcloudSection, NAME, told)
-
-
-def lease(**more):
-    """Return a lease for the smallest need."""
-    now = datetime.now(UTC).replace(microsecond=0)
-    given = {
-        "id": new_id(16),
-        "role": LeaseRole.OWN,
-        "state": LeaseState.INTENT,
-        "provider": NAME,
-        "need": Need(),
-        "created_at": now,
-        "ends_at": now + timedelta(hours=1),
-    }
-    return Lease(**(given | more))
 
 
 def provider(own, folder, site=SITE):

@@ -4,13 +4,11 @@ import asyncio
 import base64
 import configparser
 import dataclasses
-from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from gridcloud.errors import Conflict, Forbidden, InvalidSpec, NoCapacity, NotFound, Unavailable
 from gridcloud.model.identifiers import new_id
-from gridcloud.model.lease import Lease, LeaseRole, LeaseState
 from gridcloud.model.machine import MachineOrder
 from gridcloud.model.need import GIB, Need, Resources
 from gridcloud.model.things import KEPT, Tags
@@ -30,6 +28,7 @@ from gridcloud.settings import LendingSettings
 from testbeds import oci_server
 from testbeds.fault_proxy import CALM, FaultProxy, Faults
 from testbeds.faults import Subject, hurt, seeds
+from testbeds.leases import lease
 
 pytestmark = pytest.mark.xdist_group("oci")
 
@@ -101,21 +100,6 @@ def provider(tmp_path, cloud, own, site_key=SITE):
 
     context = ProviderContext(site_key, tmp_path, LendingSettings(), probe, MakingForTests())
     return Provider(NAME, own, context, cloud, reach=answers)
-
-
-def lease(**more):
-    """Return a lease for the smallest need."""
-    now = datetime.now(UTC).replace(microsecond=0)
-    given = {
-        "id": new_id(16),
-        "role": LeaseRole.OWN,
-        "state": LeaseState.INTENT,
-        "provider": NAME,
-        "need": Need(),
-        "created_at": now,
-        "ends_at": now + timedelta(hours=1),
-    }
-    return Lease(**(given | more))
 
 
 @pytest.fixture
