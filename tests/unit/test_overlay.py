@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gridcloud.errors import Conflict, InvalidSpec, Unavailable
 from gridcloud.grid.addresses import own_hosts, parse_listen
-from gridcloud.grid.dialling import Memory, Way, first_of
+from gridcloud.grid.dialling import Memory, Reviews, Way, first_of
 from gridcloud.grid.identity import Identity
 from gridcloud.grid.links import LinkDown, LinkTable
 from gridcloud.grid.messaging import Answering
@@ -102,7 +102,7 @@ class TestReaching:
 
     async def test_a_better_way_is_found_while_another_works(self, new, monkeypatch):
         """What was reached over TLS is reached straight once UDP passes, without being asked."""
-        monkeypatch.setattr("gridcloud.grid.overlay._BETTER_EVERY", 0.0)
+        monkeypatch.setattr("gridcloud.grid.dialling._REVIEW_AFTER", 0.0)
         one, other = await new(), await new(tls_listen="127.0.0.1:0")
         where = other.address()
         await one.request(where.model_copy(update={"addresses": ()}), b"", PATIENCE)
@@ -130,6 +130,38 @@ class TestReaching:
         assert one.address().relay_urls == ("https://127.0.0.1:1/",)
         with pytest.raises(InvalidSpec):
             await new(relays=["nonsense"])
+
+
+class TestReviews:
+    """When a better way is looked for."""
+
+    def test_a_way_around_is_looked_at_soon_and_then_ever_less(self):
+        """Two sites that met through a third soon try again to meet without it."""
+        now = 0.0
+        reviews = Reviews(lambda: now)
+        assert not reviews.due("k")
+        times = []
+        while now < 1000:
+            now += 1
+            if reviews.due("k"):
+                reviews.done("k", straight=False)
+                times.append(now)
+        assert times == [5, 15, 35, 75, 155, 315, 615, 915]
+
+    def test_a_straight_way_is_left_alone(self):
+        """And once it is no longer straight, it is looked at soon again."""
+        now = 0.0
+        reviews = Reviews(lambda: now)
+        assert not reviews.due("k")
+        now = 6.0
+        reviews.done("k", straight=True)
+        now = 300.0
+        assert not reviews.due("k")
+        now = 306.0
+        assert reviews.due("k")
+        reviews.done("k", straight=False)
+        now = 316.0
+        assert reviews.due("k")
 
 
 class TestMemory:

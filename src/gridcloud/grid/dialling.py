@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
@@ -13,6 +14,8 @@ from gridcloud.grid.links import Link, LinkDown
 #: How long the better way is tried alone. A UDP port that is dropped does not say so.
 _HEAD_START = 1.0
 _REMEMBERED = 4096
+#: A way that is not straight is looked at again so soon, then after twice as long each time.
+_REVIEW_AFTER, _REVIEW_EVERY = 5.0, 300.0
 
 
 class Way(StrEnum):
@@ -50,6 +53,35 @@ class Memory:
             for number, way in enumerate(way for way in Way if way in possible)
         ]
         return sorted(plan, key=lambda entry: entry[0])
+
+
+class Reviews:
+    """When to look for a better way to a peer than the one that is used."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._due: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def due(self, key: str) -> bool:
+        """Say whether it is time; of a peer asked about for the first time it is a little later."""
+        if key not in self._due:
+            self._put_off(key, _REVIEW_AFTER, _REVIEW_AFTER)
+        return self._clock() >= self._due[key][0]
+
+    def done(self, key: str, *, straight: bool) -> None:
+        """Take note of a look: a straight way is left alone for long, others less and less."""
+        _, pause = self._due.get(key, (0.0, _REVIEW_AFTER))
+        if straight:
+            self._put_off(key, _REVIEW_EVERY, _REVIEW_AFTER)
+        else:
+            later = min(2 * pause, _REVIEW_EVERY)
+            self._put_off(key, later, later)
+
+    def _put_off(self, key: str, wait: float, pause: float) -> None:
+        self._due[key] = self._clock() + wait, pause
+        self._due.move_to_end(key)
+        if len(self._due) > _REMEMBERED:
+            self._due.popitem(last=False)
 
 
 #: A way to try, and after how many seconds.

@@ -21,7 +21,7 @@ from functools import partial
 import structlog
 
 from gridcloud.errors import Conflict, TimedOut, Unavailable
-from gridcloud.grid.dialling import Attempt, Memory, Way, first_of
+from gridcloud.grid.dialling import Attempt, Memory, Reviews, Way, first_of
 from gridcloud.grid.identity import Identity, short
 from gridcloud.grid.iroh_link import IrohCarrier
 from gridcloud.grid.links import Link, LinkDown, LinkTable, broken, unreachable
@@ -50,7 +50,6 @@ _SILENCE = 2.0
 _DIAL_TIMEOUT = 20.0
 _RELAY_HEAD_START = 2.0
 _HELPERS = 3
-_BETTER_EVERY = 300.0
 _HOLD_EVERY = 30.0
 _ANCHORS = 4
 #: How long found addresses are taken for true: every message says them, and finding takes a while.
@@ -81,7 +80,7 @@ class OverlayTransport:
         self._services = Services(self._links, self._knows)
         self._memory = Memory()
         self._dialling: dict[PeerAddress, asyncio.Task[Link]] = {}
-        self._improving: dict[str, float] = {}
+        self._reviews = Reviews()
         self._background: set[asyncio.Task[None]] = set()
         self._settled = asyncio.Event()
         self._address: tuple[float, PeerAddress] | None = None
@@ -325,15 +324,11 @@ class OverlayTransport:
 
     def _improve(self, peer: PeerAddress, kept: Link) -> None:
         """Now and then try better ways than the one there is, beside what goes on."""
-        last = self._improving.get(peer.key)
-        now = time.monotonic()
-        if last is not None and now - last < _BETTER_EVERY:
+        if not self._reviews.due(peer.key):
             return
-        if len(self._improving) > 4096:
-            self._improving.clear()
-        self._improving[peer.key] = now
         how = kept.path().how
-        if last is not None and how != "direct":
+        self._reviews.done(peer.key, straight=how == "direct")
+        if how != "direct":
             self._in_background(self._better(peer, how))
 
     async def _better(self, peer: PeerAddress, how: str) -> None:
