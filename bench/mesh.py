@@ -27,6 +27,8 @@ import psutil
 from rounds import Table
 from testbed import SiteProcess
 
+from gridcloud.client import starting
+
 COUNT = 30
 APART = 9
 _MAIN, _OTHER = "10.77.1", "10.77.2"
@@ -134,6 +136,8 @@ def _measure_sites(base: Path, table: Table) -> dict[str, float]:
             list(pool.map(SiteProcess.stop, sites))
         for site in sites:
             site.begin()
+        for site in sites:
+            _until(lambda site=site: starting.answers(site.state))
         return _measure(sites)
     finally:
         for site in sites:

@@ -21,6 +21,11 @@ _begin, _meet = Peers.start, Gossip.start
 _telling: set[asyncio.Task[None]] = set()
 
 
+async def start_all_else(peers: Peers) -> None:
+    """Go on with what a site starts besides."""
+    _telling.add(asyncio.create_task(wait_for_the_word(peers)))
+
+
 async def wait_for_the_word(peers: Peers) -> None:
     """Begin when told to."""
     print(time.monotonic(), 0, 0, flush=True)
@@ -50,6 +55,6 @@ async def tell(gossip: Gossip) -> None:
 
 
 if __name__ == "__main__":
-    Peers.start = wait_for_the_word  # type: ignore[method-assign]
+    Peers.start = start_all_else  # type: ignore[method-assign]
     Gossip.start = meet_and_tell  # type: ignore[method-assign]
     main()

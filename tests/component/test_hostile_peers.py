@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import socket
+import struct
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -164,7 +165,7 @@ async def dribble_streams(link):
     streams = []
     try:
         while len(streams) < 90:
-            streams.append(await open_on(link, "message", b"{"))
+            streams.append(await open_on(link, "message", struct.pack(">II", 1, 2**16) + b"{"))
         for _ in range(100):
             for stream in streams:
                 with contextlib.suppress(Unavailable):
@@ -196,7 +197,7 @@ async def ask_much(link):
 
 async def _ask(link, said):
     with contextlib.suppress(Unavailable, LinkDown):
-        stream = await open_on(link, "message", said)
+        stream = await open_on(link, "message", struct.pack(">II", 1, len(said)) + said)
         try:
             await stream.write_eof()
             while await stream.read(65536):
@@ -222,7 +223,7 @@ async def oversized(founder, eve):
         stream = await open_on(link, "message")
         try:
             for _ in range(100):
-                await stream.write(b'["' + b"x" * 65536)
+                await stream.write(struct.pack(">II", 1, 2**30) + b'["' + b"x" * 65536)
         finally:
             stream.close()
 

@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import example, given
 from hypothesis import strategies as st
+from joserfc import jws
+from joserfc.jwk import OKPKey
 
 from gridcloud.errors import Conflict, Forbidden, GridcloudError, InvalidSpec, Unavailable
 from gridcloud.grid.credentials import verify_credential
@@ -423,3 +425,46 @@ class TestEnvelopes:
         ):
             with pytest.raises(GridcloudError):
                 read()
+
+
+class TestForm:
+    """Documents are what RFC 7515 says, as others read and write it."""
+
+    def key(self, private=True):
+        """Return the same key as another implementation has it."""
+        parts = {"kty": "OKP", "crv": "Ed25519", "x": b64(bytes.fromhex(ALICE.key))}
+        return OKPKey.import_key(parts | ({"d": b64(ALICE.secret_bytes)} if private else {}))
+
+    def test_another_implementation_verifies_ours(self):
+        """joserfc reads what we sign, and finds the paper in it."""
+        read = jws.deserialize_compact(
+            sign(ALICE, INVITATION), self.key(private=False), registry=REGISTRY
+        )
+        assert json.loads(read.payload) == INVITATION.model_dump(mode="json")
+        assert read.headers() == {"alg": "Ed25519", "typ": Invitation.kind, "kid": ALICE.key}
+
+    def test_we_verify_another_implementations(self):
+        """What joserfc signs is a document."""
+        header = {"kid": ALICE.key, "typ": Invitation.kind, "alg": "Ed25519"}
+        document = jws.serialize_compact(
+            header, INVITATION.model_dump_json(), self.key(), registry=REGISTRY
+        )
+        assert verify(document, Invitation, ALICE.key, NOW) == INVITATION
+
+    def test_a_signature_has_one_form(self):
+        """The bits that base64 leaves over are nought, so that nobody makes a twin of a text."""
+        document = sign(ALICE, INVITATION)
+        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+        twin = document[:-1] + letters[letters.index(document[-1]) + 1]
+        assert base64.urlsafe_b64decode(twin.rpartition(".")[2] + "==") == base64.urlsafe_b64decode(
+            document.rpartition(".")[2] + "=="
+        )
+        with pytest.raises(Forbidden, match="wrong"):
+            verify(twin, Invitation, ALICE.key, NOW)
+
+
+def b64(content):
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+REGISTRY = jws.JWSRegistry(algorithms=["Ed25519"])

@@ -237,6 +237,7 @@ async def test_a_small_grid_meets_notices_a_death_and_heals(world):
     """Thirty sites: a full mesh in 2 s, a killed one seen in 6 s, a partition healed in 3 s."""
     await world.start_all()
     await world.until(lambda: world.all_see(PeerState.ALIVE, world.keys), 2)
+    await asyncio.sleep(20)  # until all have spoken to one another, not only heard of them
     dead, *rest = world.keys[7], *world.keys[:7], *world.keys[8:]
     await world.kill(dead)
     await world.until(lambda: world.all_see(PeerState.DEAD, [dead], rest), 6)
@@ -382,6 +383,28 @@ async def test_who_is_heard_only_through_others_lives(world):
     world.network.set_link(LATENCY, one, other)
     world.network.set_link(LATENCY, other, one)
     await world.until(lambda: not world.brokers[one].peers_seen()[other].through_others, 10)
+
+
+@in_world(4)
+async def test_only_a_word_of_a_moment_ago_proves_that_a_site_is_there(world):
+    """Addresses signed long ago and heard only now bring nobody back to life; fresh ones do."""
+    await world.start_all()
+    await world.until(lambda: world.all_see(PeerState.ALIVE, world.keys), 5)
+    one, dead = world.keys[1], world.keys[2]
+    directory = world.brokers[dead]._directory
+    await world.kill(dead)
+    await world.until(lambda: world.state(one, dead) is PeerState.DEAD, 15)
+    await asyncio.sleep(30)
+    for age, state in ((11, PeerState.DEAD), (1, PeerState.ALIVE)):
+        said = directory._presence[0].model_copy(
+            update={"issued_at": world.clock() - timedelta(seconds=age)}
+        )
+        record = MemberRecord(
+            credential=world.credential(2), presence=sign(world.identities[2], said)
+        )
+        await world.brokers[one]._directory.merge(world.community, [record])
+        assert world.state(one, dead) is state
+    await world.until(lambda: world.state(one, dead) is PeerState.DEAD, 15)
 
 
 @in_world(4)

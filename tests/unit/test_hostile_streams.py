@@ -101,7 +101,9 @@ class Site:
         )
         gateway = entrance.Entrance(lambda: None, lambda _key: ())
         self.transport.serve("gateway", gateway.accept)
-        self.transport.serve("message", Answering(self.handle, lambda _key: True).accept)
+        links = self.transport._links
+        answering = Answering(self.handle, lambda _key: True, links, lambda _key: 0.0)
+        self.transport._services.serve_lasting("message", answering.accept)
         self.link = Line(EVE.key)
         self.transport._links.add(self.link)
         self.transport._links.add(Line(OTHER.key))
@@ -117,6 +119,10 @@ class Site:
         assert stream.closed
         assert not [line for line in logs if line["log_level"] == "error"], logs
         return stream.answer
+
+
+def message(said):
+    return struct.pack(">II", 1, len(said)) + said
 
 
 MEETING = json.loads(
@@ -145,7 +151,7 @@ def test_nonsense_on_a_stream_costs_that_stream_only(seed, service, ends):
         site = Site()
         await site.say(bytes(start) + what, ends=ends)
         assert site.link.alive
-        assert await site.say(header("message") + b"hello") == b"answer"
+        assert await site.say(header("message") + message(b"hello")) == message(b"answer")
         assert not site.transport._services._open
         await site.transport._punching.close()
 
@@ -158,14 +164,15 @@ async def test_a_stranger_may_say_little():
     async def handle(_key, message):
         return str(len(message)).encode()
 
-    answering = Answering(handle, lambda key: key == "member")
-    long = Said(b"x" * MAX_MESSAGE_BYTES)
-    await answering.accept("member", long)
-    assert long.answer == str(MAX_MESSAGE_BYTES).encode()
+    links = LinkTable(lambda _key: True)
+    answering = Answering(handle, lambda key: key == "member", links, lambda _key: 0.0)
+    long = Said(message(b"x" * MAX_MESSAGE_BYTES))
+    await answering.accept(Line("member"), long)
+    assert long.answer == message(str(MAX_MESSAGE_BYTES).encode())
     with pytest.raises(Unavailable):
-        await answering.accept("stranger", Said(b"x" * (MAX_STRANGER_BYTES + 1)))
-    short = Said(b"x" * MAX_STRANGER_BYTES)
-    await answering.accept("stranger", short)
+        await answering.accept(Line("stranger"), Said(message(b"x" * (MAX_STRANGER_BYTES + 1))))
+    short = Said(message(b"x" * MAX_STRANGER_BYTES))
+    await answering.accept(Line("stranger"), short)
     assert short.answer
 
 
@@ -216,10 +223,10 @@ async def test_streams_that_come_all_at_once_are_counted(key, most):
 def test_strangers_share_a_small_rate_of_streams():
     """However many keys a host makes up, what it opens is taken at one rate."""
     services = Services(LinkTable(lambda _key: False), lambda key: key == "member")
-    pauses = [services._pause(f"stranger{number}") for number in range(500)]
+    pauses = [services.pause(f"stranger{number}") for number in range(500)]
     assert pauses[0] == 0
     assert pauses[-1] > 1.5
-    assert services._pause("member") == 0
+    assert services.pause("member") == 0
 
 
 def test_strangers_that_never_end_do_not_keep_newcomers_out():

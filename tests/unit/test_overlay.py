@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import json
+import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gridcloud.errors import Conflict, InvalidSpec, Unavailable
+from gridcloud.errors import Conflict, InvalidSpec, TimedOut, Unavailable
 from gridcloud.grid.addresses import own_hosts, parse_listen
 from gridcloud.grid.dialling import Memory, Reviews, Way, first_of
 from gridcloud.grid.identity import Identity
@@ -86,7 +87,7 @@ class TestReaching:
             raise Unavailable("The grid cannot listen.")
 
         monkeypatch.setattr("gridcloud.grid.iroh_link.IrohCarrier.start", none)
-        monkeypatch.setattr("gridcloud.grid.overlay._has_udp", lambda: False)
+        monkeypatch.setattr("gridcloud.grid.overlay.has_udp", lambda: False)
         one, other = await new(tls_listen="127.0.0.1:0"), await new(tls_listen="127.0.0.1:0")
         assert one.address().addresses == ()
         assert await one.request(other.address(), b"", PATIENCE)
@@ -329,30 +330,155 @@ async def test_one_peer_cannot_hold_all_places_of_the_handler():
         answered.append(key)
         return b""
 
-    class Said:
-        def __init__(self, message):
-            self._left = [message, b""]
-
-        async def read(self, _limit):
-            return self._left.pop(0)
-
-        async def write(self, _data):
-            pass
-
-        async def write_eof(self):
-            pass
-
-    answering = Answering(handler, lambda key: key != "stranger")
+    links = LinkTable(lambda key: key != "stranger")
+    answering = Answering(handler, lambda key: key != "stranger", links, lambda _key: 0.0)
     slow = [
-        asyncio.create_task(answering.accept(key, Said(b"slow")))
+        asyncio.create_task(answering.accept(Line(key), Asked(b"slow")))
         for key in ["greedy"] * 200 + ["stranger"] * 200
     ]
     await asyncio.sleep(0)
-    await asyncio.wait_for(answering.accept("modest", Said(b"quick")), PATIENCE)
+    modest = Asked(b"quick")
+    await asyncio.wait_for(answering.accept(Line("modest"), modest), PATIENCE)
     assert answered == ["modest"]
+    assert modest.said == frame(1, b"")
     let_go.set()
     await asyncio.gather(*slow)
     assert len(answered) == 401
+
+
+def frame(number, message):
+    return struct.pack(">II", number, len(message)) + message
+
+
+class Line:
+    """What Answering needs of a link."""
+
+    def __init__(self, key):
+        self.key = key
+
+
+class Asked:
+    """A stream on which messages come one after the other, in pieces of a few bytes."""
+
+    def __init__(self, *messages, piece=7):
+        self._left = b"".join(frame(number, each) for number, each in enumerate(messages, 1))
+        self._piece = piece
+        self.said = b""
+
+    async def read(self, limit):
+        size = min(limit, self._piece)
+        data, self._left = self._left[:size], self._left[size:]
+        return data
+
+    async def write(self, data):
+        self.said += data
+
+    def close(self):
+        pass
+
+
+class TestChannels:
+    """Many messages over one stream."""
+
+    async def test_a_message_costs_no_stream_of_its_own(self, new):
+        """Of a hundred messages over a link, the first opens a stream and the rest use it."""
+        opened = []
+        one, other = await new(), await new()
+        await one.request(other.address(), b"", PATIENCE)
+        link = one._links.best(other.address().key)
+        link.open, open_one = None, link.open
+        link.open = lambda: (opened.append(1), open_one())[1]
+        answers = await asyncio.gather(
+            *(one.request(other.address(), b"%d" % number, PATIENCE) for number in range(100))
+        )
+        assert [answer.partition(b"|")[2] for answer in answers] == [
+            b"%d" % number for number in range(100)
+        ]
+        assert not opened
+
+    async def test_who_gives_up_waiting_leaves_the_stream_to_others(self, new):
+        """A late answer is nobody's, and the next message is answered as ever."""
+        let_go = asyncio.Event()
+
+        async def handler(_key, message):
+            if message == b"slow":
+                await let_go.wait()
+            return message
+
+        one, other = await new(), await new(handler)
+        with pytest.raises(TimedOut):
+            await one.request(other.address(), b"slow", 0.5)
+        assert await one.request(other.address(), b"quick", PATIENCE) == b"quick"
+        let_go.set()
+        assert await one.request(other.address(), b"again", PATIENCE) == b"again"
+
+    async def test_what_was_asked_is_carried_out_though_the_asker_is_gone(self, new):
+        """A handler is not cut off in the middle because nobody waits for its answer any more."""
+        begun, let_go, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def handler(_key, message):
+            begun.set()
+            await let_go.wait()
+            done.set()
+            return message
+
+        one, other = await new(), await new(handler)
+        asking = asyncio.create_task(one.request(other.address(), b"", PATIENCE))
+        await begun.wait()
+        await one.close()
+        await asyncio.gather(asking, return_exceptions=True)
+        let_go.set()
+        await asyncio.wait_for(done.wait(), PATIENCE)
+
+    async def test_a_stream_that_was_ended_is_opened_anew(self, new):
+        """The peer may end it, as when it is short of memory; the message is sent once more."""
+        one, other = await new(**TLS), await new(**TLS)
+        await one.request(other.address(), b"", PATIENCE)
+        for channel in list(one._channels._channels.values()):
+            channel._stream.close()
+        assert await one.request(other.address(), b"again", PATIENCE)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [frame(99, b"x"), struct.pack(">II", 1, 2**30), frame(1, b"x") * 2, b"\0\0\0"],
+        ids=["not asked for", "too long", "twice", "half a head"],
+    )
+    async def test_a_peer_that_answers_nonsense_breaks_its_own_stream(self, new, answer):
+        """Whoever waits on that stream is told; no memory is kept for what was not asked."""
+
+        async def nonsense(_link, stream):
+            await stream.read(100)
+            await stream.write(answer)
+            await stream.write_eof()
+
+        one, other = await new(**TLS), await new(**TLS)
+        other._services._acceptors["message"] = nonsense
+        if answer == frame(1, b"x") * 2:
+            assert await one.request(other.address(), b"", PATIENCE) == b"x"
+        else:
+            with pytest.raises(Unavailable):
+                await one.request(other.address(), b"", PATIENCE)
+        await asyncio.sleep(0)
+        (channel,) = one._channels._channels.values()
+        async with asyncio.timeout(PATIENCE):
+            while not channel.broken:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("piece", [1, 3, 8, 64 * 1024])
+async def test_messages_are_read_however_they_come_apart(piece):
+    """Heads and bodies may come in any pieces; each message is answered by its number."""
+
+    async def handler(_key, message):
+        return message[::-1]
+
+    answering = Answering(handler, lambda _key: True, LinkTable(lambda _key: True), lambda _: 0.0)
+    asked = Asked(b"abc", b"", b"de" * 100, piece=piece)
+    await answering.accept(Line("k"), asked)
+    answers = {asked.said[at : at + 4] for at in range(len(asked.said) - 3)}
+    assert {struct.pack(">I", number) for number in (1, 2, 3)} <= answers
+    assert b"cba" in asked.said
+    assert b"ed" * 100 in asked.said
 
 
 @given(st.binary(max_size=200) | st.builds(bytes, st.just(10_000)))

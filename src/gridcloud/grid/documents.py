@@ -3,6 +3,9 @@
 Its header holds exactly ``alg`` (``Ed25519``, RFC 9864; no other is ever accepted), ``typ`` (the
 paper's kind, so that one kind can never pass for another) and ``kid`` (the signer's key, in hex).
 Anyone can verify a document offline, knowing whose it must be.
+
+One algorithm and one form need no library for all of them: verifying a document is most of what a
+site does while it meets others, and took three times as long by one.
 """
 
 from __future__ import annotations
@@ -14,9 +17,8 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Literal, TypeVar
 
-from joserfc import jws
-from joserfc.errors import JoseError
-from joserfc.jwk import OKPKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import TypeAdapter, ValidationError
 
 from gridcloud.errors import Forbidden, InvalidSpec
@@ -31,7 +33,6 @@ LEEWAY = timedelta(seconds=60)
 
 Clock = Callable[[], datetime]
 AnyPaper = TypeVar("AnyPaper", bound=Paper)
-_REGISTRY = jws.JWSRegistry(algorithms=["Ed25519"])
 #: What was verified is remembered by its text: that many documents, none of them longer.
 _REMEMBERED, _REMEMBERED_BYTES = 16_384, 2048
 _LONGEST_PROBLEM = 200
@@ -52,16 +53,10 @@ def sign(identity: Identity, paper: Paper) -> str:
         raise Forbidden(
             f"{_what(type(paper))} of {short(paper.signer)} cannot be signed by {identity!r}."
         )
-    key = OKPKey.import_key(
-        {
-            "kty": "OKP",
-            "crv": "Ed25519",
-            "x": _encode(bytes.fromhex(identity.key)),
-            "d": _encode(identity.secret_bytes),
-        }
-    )
-    header = {"alg": "Ed25519", "typ": paper.kind, "kid": identity.key}
-    document = jws.serialize_compact(header, paper.model_dump_json(), key, registry=_REGISTRY)
+    header = _Header(alg="Ed25519", typ=paper.kind, kid=identity.key)
+    parts = (header.model_dump_json().encode(), paper.model_dump_json().encode())
+    text = ".".join(map(_encode, parts))
+    document = f"{text}.{_encode(identity.sign(text.encode()))}"
     if len(document) > MAX_DOCUMENT_BYTES:
         raise InvalidSpec(f"{_what(type(paper))} would be longer than {MAX_DOCUMENT_BYTES} bytes.")
     return document
@@ -106,12 +101,14 @@ def _verified(document: str, paper: type[AnyPaper], issuer: str) -> AnyPaper:
         raise Forbidden(
             f"{what} should be signed by {short(issuer)}, but is by {short(header.kid)}."
         )
-    key = OKPKey.import_key(
-        {"kty": "OKP", "crv": "Ed25519", "x": _encode(bytes.fromhex(header.kid))}
-    )
+    text, _, seal = document.rpartition(".")
     try:
-        payload = jws.deserialize_compact(document, key, registry=_REGISTRY).payload
-    except (JoseError, ValueError, TypeError) as error:
+        signature = _decode(seal)
+        if _encode(signature) != seal:  # one signature has one form: texts are compared
+            raise ValueError("not the usual form")
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(issuer)).verify(signature, text.encode())
+        payload = _decode(text.partition(".")[2])
+    except (InvalidSignature, ValueError) as error:
         raise Forbidden(
             f"The signature of {short(issuer)} under {_lower(what)} is wrong: "
             "it was forged, or damaged on the way.",

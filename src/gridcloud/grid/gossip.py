@@ -1,7 +1,8 @@
 """Gossip: the shell that carries out what `swim` decides, tells news, and announces own offers.
 
 Time is the event loop's, so that in a loop of virtual time all of this is a simulation. What one
-site sends is bounded whatever the size of the grid: see docs/explanation/overlay.md.
+site sends is bounded whatever the size of the grid: see docs/explanation/overlay.md. What is sent
+and what is heard touch the same few tables, and so stand in one module of over 400 lines.
 """
 
 from __future__ import annotations
@@ -28,7 +29,17 @@ from gridcloud.grid.messages import NewsItem
 from gridcloud.grid.offers import PeerOffer
 from gridcloud.grid.papers import split_community
 from gridcloud.grid.seeing import PeerSeen, told
-from gridcloud.grid.swim import SMALL, Action, PeerState, Probe, ProbeVia, Swim, Tell
+from gridcloud.grid.swim import (
+    SMALL,
+    Action,
+    Changed,
+    PeerState,
+    Probe,
+    ProbeVia,
+    Speak,
+    Swim,
+    Tell,
+)
 from gridcloud.grid.transport import Transport
 
 log = structlog.get_logger()
@@ -36,10 +47,12 @@ _T = TypeVar("_T")
 
 #: How many peers are asked at once for what a person waits for, and how many at all.
 FAN_OUT, MOST_ASKED = 16, 64
-_TELL_TIMEOUT = 1.5
+_TELL_TIMEOUT = 2.0
 #: How often the owner is asked what it offers though it told of no change: it may lend by hours.
 _ASK_OWNER_EVERY = 30.0
 _PRUNE_EVERY = 30.0
+#: For so long a site's signed word that it is there counts.
+_WORD_HOLDS = timedelta(seconds=10)
 
 
 class Gossip:
@@ -64,6 +77,7 @@ class Gossip:
         self.swim = Swim(chance)
         self.exchanges = Exchanges(directory, caller, clock, chance)
         self._peers: set[str] = set()
+        self._telling: set[str] = set()
         self._members_changed = True
         self._problems: dict[str, str] = {}
         self._heard_at: dict[str, datetime] = {}
@@ -82,8 +96,9 @@ class Gossip:
     # Life
 
     async def start(self) -> None:
-        """Begin to probe and to tell. The first look at all peers of small grids is at once."""
+        """Begin to probe and to tell: that this site is there, to begin with."""
         await self._follow()
+        await self._guarded(self._speak())
         self._running = asyncio.create_task(self._run())
 
     async def close(self) -> None:
@@ -223,9 +238,13 @@ class Gossip:
             self.swim.remove(key)
             self._problems.pop(key, None)
             self._heard_at.pop(key, None)
-        for key in sorted(keys - self._peers):
+        new = sorted(keys - self._peers)
+        for key in new:
             self.swim.add(key)
         self._peers = keys
+        for circle in self.exchanges.circles.values():
+            for key in new:
+                self._mark_word(circle, key)
 
     async def _announce_due(self) -> None:
         now = _now()
@@ -249,8 +268,7 @@ class Gossip:
         with contextlib.suppress(NoCapacity):
             await self.announce(circle.community)
         if circle.book.version(self._me) != before:
-            there = [key for key in self.swim.pick(8) if key in circle.roster.members]
-            self._tell(there[:3])
+            self.swim.news(_now())
 
     def _do(self, actions: Iterable[Action]) -> None:
         """Carry out what was decided, beside all else."""
@@ -260,16 +278,32 @@ class Gossip:
                     self._begin(self._probe(key, timeout))
                 case ProbeVia(key, helpers, timeout):
                     self._begin(self._probe_via(key, helpers, timeout))
-                case Tell(key, state, to):
+                case Changed(key, state):
                     log.info("peer", key=short(key), state=str(state))
                     for circle in self.exchanges.circles.values():
                         circle.rumour(key, state)
-                    self._tell(to)
                     self.on_change()
+                case Tell(to):
+                    for key in to:
+                        self._begin(self._tell(key))
+                case Speak():
+                    self._begin(self._speak())
 
-    def _tell(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            self._begin(self._exchange(key, _TELL_TIMEOUT))
+    async def _tell(self, key: str) -> None:
+        if key in self._telling:
+            return
+        self._telling.add(key)
+        try:
+            await self._exchange(key, _TELL_TIMEOUT * self.swim.slowness)
+        finally:
+            self._telling.discard(key)
+
+    async def _speak(self) -> None:
+        """Say anew that this site is there, to all of its communities."""
+        self._directory.renew()
+        for circle in list(self.exchanges.circles.values()):
+            if self._me in circle.roster.members:
+                await self._directory.asking(circle.community)
 
     def _begin(self, work: Coroutine[Any, Any, object]) -> None:
         if self._group is None:
@@ -367,9 +401,21 @@ class Gossip:
         circle = self.exchanges.circles.get(community)
         if circle is not None:
             circle.spread(item)
+            self._mark_word(circle, circle.roster.key_of(item))
+            self.swim.news(_now())
         self._members_changed = True
         self._wake.set()
         self.on_change()
+
+    def _mark_word(self, circle: Circle, key: str) -> None:
+        """Take a member's presence that is a moment old for its word that it is there."""
+        member = circle.roster.members.get(key)
+        if (
+            key in self._peers
+            and member is not None
+            and abs(self._clock() - member.presence.issued_at) < _WORD_HOLDS
+        ):
+            self._do(self.swim.spoke(key, _now()))
 
     def _on_rumour(self, teller: str, key: str, state: PeerState) -> None:
         if key in self._peers:

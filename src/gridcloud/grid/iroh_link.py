@@ -326,6 +326,15 @@ class IrohCarrier:
             log.exception("incoming connection failed")
 
 
+def has_udp() -> bool:
+    """Say whether a plain UDP socket can be made on this host at all."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True
+
+
 def _can_be_had(host: str, port: int) -> bool:
     """Say whether a UDP port is free; false on a host without that IP family."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

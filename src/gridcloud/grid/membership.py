@@ -54,6 +54,7 @@ class Directory:
         self._foundings: dict[str, str] | None = None
         self._rosters: dict[str, Roster] = {}
         self._presence: tuple[Presence, str] | None = None
+        self._say_anew = False
         #: What this site says of itself; see `Presence`.
         self.version, self.relays = "", False
         #: Called with each item that was new to a community's roster, this site's own too.
@@ -145,13 +146,17 @@ class Directory:
         if self._presence is not None and self._presence[0].issued_at <= now + LEEWAY:
             last, document = self._presence
             same = last.model_dump(include=set(saying)) == saying
-            if same and now - last.issued_at < PRESENCE_HOLDS_FOR:
+            if same and not self._say_anew and now - last.issued_at < PRESENCE_HOLDS_FOR:
                 return document
             now = max(now, last.issued_at + _TICK)
         paper = Presence(site=self.identity.key, issued_at=now, **saying)
         document = sign(self.identity, paper)
-        self._presence = paper, document
+        self._presence, self._say_anew = (paper, document), False
         return document
+
+    def renew(self) -> None:
+        """Have this site's presence signed anew the next time: as its word that it is there."""
+        self._say_anew = True
 
     async def asking(self, community: str) -> Asking:
         """Return what this site says of itself in every request about a community."""

@@ -19,6 +19,7 @@ class Neighbourhood:
     - ``may_relay``: do we carry traffic, unread, between source and target?
     - ``anchors``: members to which a link is held at all times, so that a site nobody can dial
       is found through them.
+    - ``slowness``: how many times longer to give one way its time, since this host is busy.
     - ``relay_bytes_per_second`` bounds all that is relayed, together.
     """
 
@@ -27,4 +28,5 @@ class Neighbourhood:
     may_introduce: Callable[[str, str], bool] = lambda _source, _target: False
     may_relay: Callable[[str, str], bool] = lambda _source, _target: False
     anchors: Callable[[], Sequence[PeerAddress]] = tuple
+    slowness: Callable[[], float] = lambda: 1.0
     relay_bytes_per_second: int = 2 * 1024 * 1024

@@ -38,6 +38,7 @@ class Neighbours:
             may_introduce=self.may_introduce,
             may_relay=self.may_relay,
             anchors=self.anchors,
+            slowness=lambda: self._gossip.swim.slowness,
             relay_bytes_per_second=relay_bytes_per_second,
         )
 

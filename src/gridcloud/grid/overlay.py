@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -23,9 +22,9 @@ import structlog
 from gridcloud.errors import Conflict, TimedOut, Unavailable
 from gridcloud.grid.dialling import Attempt, Memory, Reviews, Way, first_of
 from gridcloud.grid.identity import Identity, short
-from gridcloud.grid.iroh_link import IrohCarrier
+from gridcloud.grid.iroh_link import IrohCarrier, has_udp
 from gridcloud.grid.links import Link, LinkDown, LinkTable, broken, unreachable
-from gridcloud.grid.messaging import SERVICE, Answering, exchange
+from gridcloud.grid.messaging import SERVICE, Answering, Channels
 from gridcloud.grid.neighbourhood import Neighbourhood
 from gridcloud.grid.punching import INTRODUCE, MEET, OBSERVE, Punching
 from gridcloud.grid.rates import Door
@@ -48,9 +47,14 @@ log = structlog.get_logger()
 _SILENCE = 2.0
 #: A dial goes on for so long, even when who asked for it has given up: the next finds its link.
 _DIAL_TIMEOUT = 20.0
+#: A straight dial that nobody answers for so long is given up: the next one sends anew at once,
+#: where iroh by itself would send ever more seldom.
+_STRAIGHT_TIMEOUT = 6.0
 _RELAY_HEAD_START = 2.0
 _HELPERS = 3
 _HOLD_EVERY = 30.0
+#: By then there are links to some members, which serve as well as new ones.
+_HOLD_AFTER = 2.0
 _ANCHORS = 4
 #: How long found addresses are taken for true: every message says them, and finding takes a while.
 _ADDRESS_HOLDS = 5.0
@@ -78,6 +82,7 @@ class OverlayTransport:
         self._neighbourhood = Neighbourhood()
         self._links = LinkTable(self._knows)
         self._services = Services(self._links, self._knows)
+        self._channels = Channels()
         self._memory = Memory()
         self._dialling: dict[PeerAddress, asyncio.Task[Link]] = {}
         self._reviews = Reviews()
@@ -107,13 +112,14 @@ class OverlayTransport:
         if self._started:
             raise Conflict("The transport is started already.")
         self._started = True
-        self.serve(SERVICE, Answering(handler, self._knows).accept)
+        answering = Answering(handler, self._knows, self._links, self._services.pause)
+        self._services.serve_lasting(SERVICE, answering.accept)
         await self._tls.start()
         try:
             if self._udp is not None:
                 await self._udp.start()
         except Unavailable as error:
-            if _has_udp():
+            if has_udp():
                 await self._tls.close()
                 raise
             log.warning("no UDP on this host: the grid is reached over TLS", cause=error.message)
@@ -205,6 +211,7 @@ class OverlayTransport:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._punching.close()
+        self._channels.close()
         self._links.close()
         await self._services.close()
         await self._relaying.close()
@@ -218,7 +225,7 @@ class OverlayTransport:
     async def _exchange(self, link: Link, message: bytes, silence: float | None = None) -> bytes:
         with self._links.using(link):
             try:
-                return await exchange(link, message, silence)
+                return await self._channels.exchange(link, message, silence)
             except LinkDown:
                 self._links.drop(link)
                 raise
@@ -272,15 +279,23 @@ class OverlayTransport:
         arrival: Awaitable[Link] | None = None,
     ) -> Link:
         try:
+            slowness = self._neighbourhood.slowness()
             async with asyncio.timeout(_DIAL_TIMEOUT):
-                return await first_of(attempts, arrival)
+                return await first_of(
+                    [(pause * slowness, attempt) for pause, attempt in attempts], arrival
+                )
         except TimeoutError as error:
             raise self._silent(peer, _DIAL_TIMEOUT) from error
 
     async def _by_udp(self, peer: PeerAddress) -> Link:
         if self._udp is None:
             raise unreachable(peer.key, ", ".join(peer.addresses), "this host has no UDP")
-        return self._attached(await self._udp.dial(peer), Way.UDP)
+        try:
+            async with asyncio.timeout(_STRAIGHT_TIMEOUT * self._neighbourhood.slowness()):
+                link = await self._udp.dial(peer)
+        except TimeoutError as error:
+            raise self._silent(peer, _STRAIGHT_TIMEOUT) from error
+        return self._attached(link, Way.UDP)
 
     async def _by_tls(self, peer: PeerAddress) -> Link:
         return self._attached(await self._tls.dial(peer), Way.TLS)
@@ -350,6 +365,7 @@ class OverlayTransport:
 
     async def _keep_house(self) -> None:
         """Close what is idle; hold the links to those through whom this site is found."""
+        await asyncio.sleep(_HOLD_AFTER)
         while True:
             self._links.close_idle()
             async with asyncio.TaskGroup() as holding:
@@ -380,12 +396,3 @@ class OverlayTransport:
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def _has_udp() -> bool:
-    """Say whether a plain UDP socket can be made on this host at all."""
-    try:
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
-    except OSError:
-        return False
-    return True

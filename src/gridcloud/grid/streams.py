@@ -11,7 +11,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -51,7 +51,7 @@ class Services:
     def __init__(self, links: LinkTable, knows: Callable[[str], bool]) -> None:
         self._links = links
         self._knows = knows
-        self._acceptors: dict[str, Acceptor] = {}
+        self._acceptors: dict[str, Callable[[Link, ByteStream], Awaitable[None]]] = {}
         self._rates = Buckets(_STREAMS_PER_SECOND, _STREAMS_AT_ONCE)
         self._frames = Buckets(_FRAMES_PER_SECOND, _FRAMES_AT_ONCE)
         now = time.monotonic()
@@ -64,6 +64,17 @@ class Services:
 
     def serve(self, service: str, acceptor: Acceptor) -> None:
         """See `gridcloud.grid.transport.Streams`."""
+
+        async def accept(link: Link, stream: ByteStream) -> None:
+            with self._links.using(link):
+                await acceptor(link.key, stream)
+
+        self.serve_lasting(service, accept)
+
+    def serve_lasting(
+        self, service: str, acceptor: Callable[[Link, ByteStream], Awaitable[None]]
+    ) -> None:
+        """Serve streams that stay open though nothing goes on, and so keep no link in use."""
         header(service)
         if service in self._acceptors:
             raise Conflict(f"The service {service!r} is served already.")
@@ -91,7 +102,7 @@ class Services:
         try:
             async with asyncio.TaskGroup() as answering:
                 while True:
-                    if (pause := self._pause(link.key)) > 0:
+                    if (pause := self.pause(link.key)) > 0:
                         await asyncio.sleep(pause)
                     try:
                         stream = await link.accept()
@@ -107,8 +118,8 @@ class Services:
         finally:
             self._links.drop(link)
 
-    def _pause(self, key: str) -> float:
-        """Count a stream that is about to be taken; return for how long it has to wait."""
+    def pause(self, key: str) -> float:
+        """Count a stream or message that is about to be taken; return for how long to wait."""
         now = time.monotonic()
         pause = self._rates.of(key, now).take(1, now)
         return pause if self._knows(key) else max(pause, self._of_strangers.take(1, now))
@@ -141,8 +152,8 @@ class Services:
                         await stream.write(_NOT_SERVED if acceptor is None else _SERVED)
                         if acceptor is None:
                             await stream.write_eof()
-                if acceptor is not None:
-                    await acceptor(key, stream)
+            if acceptor is not None:
+                await acceptor(link, stream)
         except (GridcloudError, TimeoutError) as error:
             log.debug("stream dropped", peer=short(key), error=str(error))
         except Exception:  # the service's fault; it costs one stream, not the link

@@ -2,8 +2,9 @@
 
 After SWIM (Das, Gupta, Motivala 2002), with one change that a grid without a centre needs:
 **nobody is believed about others.** A peer's state follows from what it said itself: to us, or
-signed by it on our nonce and passed on by a helper. What others say of it is a *hint*, and makes
-us look ourselves, within bounds.
+signed by it a moment ago, whoever brought that. What others say of it is a *hint*, and makes us
+look ourselves, within bounds. A site that may be thought dead says, signed, that it is there; so
+sites that start together, or find together again, need not all dial one another for that.
 
 Events and the time go in (seconds, of any clock that only grows), actions come out. Every `Probe`
 is to be answered by `answered` or `failed`, every `ProbeVia` by `vouched` or `unvouched`.
@@ -14,6 +15,7 @@ events all touch the same few tables, and so stand in one module of over 400 lin
 
 from __future__ import annotations
 
+import math
 import random
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -22,23 +24,29 @@ from enum import StrEnum
 
 from gridcloud.grid.rates import TokenBucket
 
-#: Up to so many peers are looked at twice a second and met at once; more of them only in turn.
+#: Up to so many peers are looked at twice a second and met soon; more of them only in turn.
 SMALL = 50
 #: How many probes are under way at once.
 IN_FLIGHT = 16
 #: Through how many others a silent peer is tried.
 HELPERS = 3
-#: How many peers are told of a change.
+#: How many peers are told of news at a time, how soon, and how often. More seldom in large grids.
 TOLD = 4
+_TELL_AFTER, _TELL_EVERY = 0.05, 0.2
+#: So many new peers are met at once. The rest only later: their word may come before, and while
+#: such words come, there is still time, up to an end.
+_MET_FIRST, _REST_AFTER, _WORD_ADDS, _REST_AT_LAST = 3, 1.0, 0.5, 4.0
+#: How often at most a site says anew that it is there; more seldom in large grids.
+_SPEAK_EVERY = 10.0
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.5, 1.0
-#: To a peer with which there may be no link yet, and to one that did not answer the last time.
-_FIRST_WAIT, _AGAIN_WAIT = 3.0, 1.5
+#: To a peer of which nothing is known, and to one that only its word, or nothing, came from.
+_FIRST_WAIT, _AGAIN_WAIT = 4.0, 1.5
 _WAIT_VIA = 1.0
 _SUSPICION, _HINTED_SUSPICION = 1.2, 0.8
 _HINT_COUNTS_FOR = 10.0
 _SAME_HINT_AGAIN = 3.0
 _HINTS_KEPT = 1024
-_REDIAL = 0.25
+_REDIAL = 0.5
 #: A dead peer is tried again after so long: at first, and once it has been dead for a while.
 _REDIAL_FRESH, _REDIAL_OLD, _OLD = 1.0, 5.0, 300.0
 
@@ -70,15 +78,26 @@ class ProbeVia:
 
 
 @dataclass(frozen=True)
-class Tell:
-    """Tell peers of another's new state, at once."""
+class Changed:
+    """Have it told, with the next news, what is thought of a peer."""
 
     key: str
     state: PeerState
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Exchange news with peers now."""
+
     to: tuple[str, ...]
 
 
-Action = Probe | ProbeVia | Tell
+@dataclass(frozen=True)
+class Speak:
+    """Say anew, signed, that this site is there: others may think that it is not."""
+
+
+Action = Probe | ProbeVia | Changed | Tell | Speak
 
 
 @dataclass(slots=True)
@@ -87,7 +106,8 @@ class Seen:
 
     ``latency`` is a moving average of what probes take, None before the first; making a link
     counts only there.
-    ``direct`` tells whether we reached it ourselves the last time it was heard of.
+    ``direct`` is false where we tried it ourselves, in vain, the last time it was heard of;
+    ``met`` tells whether it said something to us since it was last silent.
     """
 
     state: PeerState = PeerState.UNKNOWN
@@ -95,6 +115,7 @@ class Seen:
     heard_at: float | None = None
     latency: float | None = None
     direct: bool = True
+    met: bool = False
     probed_at: float | None = None
     hinted_at: float | None = None
     redial_at: float = 0.0
@@ -119,6 +140,12 @@ class Swim:
     _alive_list: list[str] = field(default_factory=list)
     _probing: set[str] = field(default_factory=set)
     _urgent: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _unmet: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _meet_rest_at: float | None = None
+    _meet_rest_by: float = 0.0
+    _tell_at: float | None = None
+    _told_at: float = -math.inf
+    _speak_from: float = -math.inf
     _suspects: dict[str, list[float]] = field(default_factory=dict)
     _dead: deque[str] = field(default_factory=deque)
     _next_turn: float = 0.0
@@ -158,28 +185,33 @@ class Swim:
         times += [due[-1] for due in self._suspects.values()]
         if self._dead:
             times.append(max(self._next_redial, self._first_redial(now)))
+        if self._tell_at is not None:
+            times.append(self._tell_at)
         if self._urgent and len(self._probing) < self._in_flight:
             times.append(now + 0.05)
+        if self._unmet and len(self._probing) < self._in_flight:
+            times.append(max(now + 0.05, self._meet_rest_at or 0.0))
         return max(now, min(times))
 
     # Events
 
     def add(self, key: str) -> None:
-        """Begin to look at a peer; it is met at once while they are few."""
+        """Begin to look at a peer; it is met soon while they are few."""
         self._count += 1
         if key in self._gone:  # still in the round, though it was removed
             self._gone.discard(key)
         else:
             self._rota.insert(self.chance.randint(self._turn, len(self._rota)), key)
         if self._count <= SMALL:
-            self._urgent[key] = None
-            self._urgent.move_to_end(key, last=self.chance.random() < 0.5)
+            self._unmet[key] = None
+            self._unmet.move_to_end(key, last=self.chance.random() < 0.5)
 
     def remove(self, key: str) -> None:
         """Forget a peer that was added."""
         self._count -= 1
         self._gone.add(key)
         self._urgent.pop(key, None)
+        self._unmet.pop(key, None)
         self._probing.discard(key)
         seen = self._seen.pop(key, None)
         if seen is not None:
@@ -200,9 +232,11 @@ class Swim:
             else:
                 self._become(key, PeerState.DEAD, now, actions)
         if now >= self._next_turn:
-            self._next_turn = now + self.period * self.slowness * self.chance.uniform(0.9, 1.1)
+            wait = self.period * self.slowness * self.chance.uniform(0.9, 1.1)
             if (turn := self._in_turn()) is not None:
+                wait *= 1 if self.seen(turn).met else 2  # there may be no link to it yet
                 self._probe(turn, now, actions)
+            self._next_turn = now + wait
         if self._dead and now >= self._next_redial:
             self._next_redial = now + _REDIAL * self.slowness
             self._redial(now, actions)
@@ -211,11 +245,45 @@ class Swim:
                 break
             first, _ = self._urgent.popitem(last=False)
             self._probe(first, now, actions)
+        self._meet(now, actions)
+        if self._tell_at is not None and now >= self._tell_at:
+            self._tell_at, self._told_at = None, now
+            # Those to whom there is a link, if there are: that costs least.
+            some = self.pick(SMALL)
+            linked = tuple(key for key in some if self._seen[key].met)
+            if some:
+                actions.append(Tell((linked or some)[:TOLD]))
         return actions
+
+    def news(self, now: float) -> None:
+        """Take note that there is something to tell: some are told soon, all of it together."""
+        if self._tell_at is None:
+            seldom = self.slowness * self._spread_out
+            self._tell_at = max(
+                now + _TELL_AFTER * self.slowness, self._told_at + _TELL_EVERY * seldom
+            )
 
     def heard(self, key: str, now: float) -> list[Action]:
         """Take note that the peer itself asked us something."""
+        return self._met(key, now)
+
+    def spoke(self, key: str, now: float) -> list[Action]:
+        """Take note of the peer's signed word of a moment ago, whoever brought it."""
+        seen = self._of(key)
+        if seen.state is PeerState.ALIVE:
+            return []
+        seen.direct, seen.met = seen.state is PeerState.UNKNOWN, False
+        if self._meet_rest_at is not None:
+            later = max(self._meet_rest_at, now + _WORD_ADDS * self.slowness)
+            self._meet_rest_at = min(later, self._meet_rest_by)
         return self._lives(key, now)
+
+    def _doubted(self, now: float) -> list[Action]:
+        """Take note that others may think that this site is not there."""
+        if now < self._speak_from:
+            return []
+        self._speak_from = now + _SPEAK_EVERY * self._spread_out
+        return [Speak()]
 
     def answered(self, key: str, now: float, took: float) -> list[Action]:
         """Take note of the peer's own answer, after so many seconds."""
@@ -228,7 +296,7 @@ class Swim:
         elif seen.state is PeerState.ALIVE and seen.direct:
             seen.latency = 0.75 * seen.latency + 0.25 * took
         seen.direct = True
-        return self._lives(key, now)
+        return self._met(key, now)
 
     def failed(self, key: str, now: float) -> list[Action]:
         """Take note that the peer could not be reached, or did not answer."""
@@ -246,7 +314,7 @@ class Swim:
             seen.redial_at = now + wait * self.chance.uniform(0.8, 1.2)
             if seen.once_more:
                 seen.once_more = False
-                self._urgent[key] = None
+                self._unmet[key] = None
         return []
 
     def vouched(self, key: str, now: float) -> list[Action]:
@@ -254,7 +322,8 @@ class Swim:
         if key not in self._probing:
             return []
         self._probing.discard(key)
-        self._of(key).direct = False
+        seen = self._of(key)
+        seen.direct, seen.met = False, False
         return self._lives(key, now)
 
     def unvouched(self, key: str, now: float) -> list[Action]:
@@ -303,6 +372,11 @@ class Swim:
     def _of(self, key: str) -> Seen:
         return self._seen.setdefault(key, Seen())
 
+    @property
+    def _spread_out(self) -> float:
+        """How many times more seldom than in a small grid to do what reaches all."""
+        return max(1.0, self._count / SMALL)
+
     @staticmethod
     def _heard_meanwhile(seen: Seen) -> bool:
         """Whether it asked us something after we began to ask it."""
@@ -310,8 +384,33 @@ class Swim:
         return heard is not None and probed is not None and heard >= probed
 
     def _helpers(self, key: str, seen: Seen, now: float) -> tuple[str, ...]:
-        hinted = seen.hinted_at is not None and now - seen.hinted_at < _HINT_COUNTS_FOR
-        return () if hinted else self.pick(HELPERS, besides=(key,))
+        return () if self._hinted(seen, now) else self.pick(HELPERS, besides=(key,))
+
+    @staticmethod
+    def _hinted(seen: Seen, now: float) -> bool:
+        return seen.hinted_at is not None and now - seen.hinted_at < _HINT_COUNTS_FOR
+
+    def _meet(self, now: float, actions: list[Action]) -> None:
+        """Meet a few peers, and the rest of them once they had time to say that they are there."""
+        most = len(self._unmet)
+        if not most:
+            self._meet_rest_at = None
+        elif self._meet_rest_at is None:
+            self._meet_rest_at, most = now + _REST_AFTER * self.slowness, _MET_FIRST
+            self._meet_rest_by = now + _REST_AT_LAST * self.slowness
+        elif now < self._meet_rest_at:
+            return
+        for _ in range(min(most, len(self._unmet), self._in_flight - len(self._probing))):
+            if not self._urgent_rate.try_take(1, now):
+                break
+            first, _none = self._unmet.popitem(last=False)
+            self._probe(first, now, actions)
+
+    def _met(self, key: str, now: float) -> list[Action]:
+        """Take note of what the peer said to us; one that we thought dead may have thought so."""
+        seen = self._of(key)
+        seen.met, parted = True, seen.state is PeerState.DEAD
+        return self._lives(key, now) + (self._doubted(now) if parted else [])
 
     def _lives(self, key: str, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -322,13 +421,14 @@ class Swim:
             was = seen.state
             self._become(key, PeerState.ALIVE, now, actions)
             self._urgent.pop(key, None)
+            self._unmet.pop(key, None)
             if was is PeerState.DEAD:
                 # What parted us from it may have parted us from others: try them all.
                 for dead in self._dead:
                     if dead in self._probing:
                         self._seen[dead].once_more = True
                     else:
-                        self._urgent[dead] = None
+                        self._unmet[dead] = None
         return actions
 
     def _become(self, key: str, state: PeerState, now: float, actions: list[Action]) -> None:
@@ -345,10 +445,11 @@ class Swim:
             self._suspects[key] = [now + wait, now + wait / 2, now]
         elif state is PeerState.DEAD:
             self._dead.append(key)
-            seen.redial_at = now + _REDIAL_FRESH
+            seen.redial_at = now + _REDIAL
         quiet = was is PeerState.UNKNOWN or (was, state) == (PeerState.SUSPECT, PeerState.ALIVE)
-        if not quiet and (to := self.pick(TOLD, besides=(key,))):
-            actions.append(Tell(key, state, to))
+        if not quiet:
+            actions.append(Changed(key, state))
+            self.news(now)
 
     def _leave(self, key: str, state: PeerState) -> None:
         if state is PeerState.ALIVE:
@@ -367,9 +468,9 @@ class Swim:
         seen = self._of(key)
         seen.probed_at = now
         self._probing.add(key)
-        timeout = _AGAIN_WAIT if seen.state is PeerState.DEAD else _FIRST_WAIT
-        if seen.state is PeerState.SUSPECT:
-            timeout = _SHORTEST_WAIT  # it was given its time before
+        timeout = _FIRST_WAIT if seen.state is PeerState.UNKNOWN else _AGAIN_WAIT
+        if seen.state is PeerState.SUSPECT or self._hinted(seen, now):
+            timeout = _SHORTEST_WAIT  # it was given its time before, by us or by another
         elif seen.state is PeerState.ALIVE and seen.direct:
             latency = _LONGEST_WAIT if seen.latency is None else seen.latency
             timeout = min(_LONGEST_WAIT, max(_SHORTEST_WAIT, 0.2 + 4 * latency))
