@@ -4,6 +4,8 @@ import json
 import os
 import pty
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +115,67 @@ def test_offers_tell_shapes_with_region_and_price(site):
     assert by_shape["large"]["offer"]["quota"]["machines"] == 100
     few = site.cli("offers", "--shapes", "1").stdout
     assert "site/cloud: and 1 more shape; --shapes shows more" in few
+
+
+def begun(site, *words, **more):
+    """Start a run that is stayed with."""
+    return subprocess.Popen(
+        [GRIDCLOUD, *NEED, *words],
+        env=site.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+def read_until(stream, text):
+    """Return a stream's lines up to one with a text."""
+    lines = []
+    while not lines or text not in lines[-1]:
+        line = stream.readline()
+        assert line, f"it ended before {text!r}: {lines}"
+        lines.append(line)
+    return lines
+
+
+def test_whoever_waits_sees_the_machine_being_made(site, cloud):
+    """While it is made, not after; as 'gridcloud machine start' shows it."""
+    (cloud / "slow").touch()
+    with begun(site, "--", "echo", "there") as run:
+        try:
+            read_until(run.stderr, " create: creating large")
+            (cloud / "slow").unlink()
+            out, told = run.communicate(timeout=60)
+        finally:
+            run.kill()
+    assert (run.returncode, out) == (0, "there\n"), told
+    assert " ready: it answers" in told
+
+
+def test_results_that_cannot_be_stored_wait_on_their_machine(site, cloud, tmp_path):
+    """It is told, the machine stays, and once there is room they come; then it is gone."""
+    here = tmp_path / "here"
+    here.mkdir()
+    into = here / "out"
+    with tempfile.TemporaryDirectory() as seen:
+        Path(seen).chmod(0o755)  # the machine's account is another
+        go = Path(seen) / "go"
+        script = f"echo begun; while [ ! -e {go} ]; do sleep 0.1; done; echo 42 > r.txt"
+        words = ("--out", "r.txt", "--into", "out", "--", "sh", "-c", script)
+        run = begun(site, *words, cwd=here)
+        try:
+            read_until(run.stdout, "begun")
+            into.touch()  # a file, so there can be no folder of that name
+            go.touch()
+            (told, *_) = read_until(run.stderr, "results could not be brought back")[-1:]
+            assert "It is tried again, and they are kept where they are until" in told
+            assert machines(cloud)
+            into.unlink()
+            _, told = run.communicate(timeout=100)
+        finally:
+            run.kill()
+            run.communicate()
+    assert run.returncode == 0, told
+    assert (into / "r.txt").read_text() == "42\n"
+    wait_until(lambda: not machines(cloud), 30)

@@ -16,10 +16,11 @@ BOOTED = 240.0
 def new_lxd_site(new_site, lxd):
     """Return a function that starts a site whose machines are made at a project of the LXD."""
 
-    def make(variant="debian", **patience):
+    def make(variant="debian", name="site", **patience):
         limits = ", ".join(f'{step} = "{limit}"' for step, limit in patience.items())
         site = new_site(
-            settings=f"""
+            name,
+            f"""
 [providers.lxd]
 kind = "lxd"
 socket = "{lxd.socket}"
@@ -28,7 +29,7 @@ image = "{lxd.image(variant)}"
 user = "debian"
 shapes.small = {{cpus = 1, memory = "512MiB", price = 0.1, currency = "EUR"}}
 patience = {{{limits}}}
-"""
+""",
         )
         site.start()
         return site
@@ -136,6 +137,99 @@ def test_a_machine_deleted_by_hand_is_no_error(new_lxd_site, lxd):
     assert site.cli("machine", "stop", "web").returncode == 0
     assert site.cli("sweep").returncode == 0
     assert lxd.left() == []
+
+
+def test_a_job_whose_machine_is_deleted_by_hand_runs_on_another(new_lxd_site, lxd):
+    """Of the only shape there is; whoever stays with it sees both being made, and why."""
+    site = new_lxd_site()
+    command = ("sh", "-c", "echo begun; sleep 20; echo done")
+    need = ("--cpus", "1", "--memory", "256M", "--kind", "lxd")
+    with subprocess.Popen(
+        [GRIDCLOUD, "run", *need, "--", *command],
+        env=site.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        try:
+            assert run.stdout.readline() == "begun\n", site.log()
+            (instance,) = lxd.instances()
+            lxd.lxc("delete", "--force", instance["name"])
+            out, told = run.communicate(timeout=2 * BOOTED)
+        finally:
+            run.kill()
+    assert (run.returncode, out) == (0, "begun\ndone\n"), told
+    assert "was lost: somebody else deleted its machine. Back in line." in told
+    assert told.count(" create: creating small") == 2
+    wait_until(lambda: not lxd.left(), BOOTED)
+
+
+STACK = """
+name: lab
+networks:
+  inner: {cidr: 10.231.77.0/24}
+defaults: {memory: 256M, time: 1h, network: inner}
+machines:
+  one: {}
+  two: {after: [one]}
+outputs:
+  one: "{one.address}"
+  two: "{two.address}"
+"""
+
+
+def test_machines_of_a_stack_reach_one_another_in_its_network(new_lxd_site, lxd, tmp_path):
+    """Which is made before them and removed after them; a second 'up' changes nothing, and a
+    network that was forgotten is swept."""
+    site = new_lxd_site()
+    file = tmp_path / "lab.yaml"
+    file.write_text(STACK)
+    plan = site.cli("stack", "plan", str(file))
+    assert "make     network inner as 10.231.77.0/24 at lxd" in plan.stderr, plan.stderr
+    done = patiently(site, "stack", "up", str(file), "--yes", "--json")
+    assert done.returncode == 0, done.stderr + site.log()
+    outputs = json.loads(done.stdout)["outputs"]
+    assert all(address.startswith("10.231.77.") for address in outputs.values())
+    reach = f"bash -c 'echo > /dev/tcp/{outputs['two']}/22'"
+    seen = patiently(site, "machine", "ssh", "lab-one", reach)
+    assert seen.returncode == 0, seen.stderr
+    again = site.cli("stack", "up", str(file), "--yes")
+    assert "nothing to do" in again.stderr
+    swept = json.loads(site.cli("sweep", "--json").stdout)["things"]
+    assert {thing["fate"] for thing in swept} == {"in use"}
+    down = patiently(site, "stack", "down", str(file), "--yes")
+    assert (down.returncode, down.stdout) == (0, "lab is down\n"), down.stderr
+    assert json.loads(site.cli("sweep", "--json").stdout)["things"] == []
+    with site.client() as client:
+        client.make_network("forgotten", "10.231.78.0/24", "lxd")
+        assert [one.name for one in client.networks().networks] == ["forgotten"]
+        (thing,) = client.sweep(dry_run=False).things
+        assert (thing.name, thing.fate.value) == ("forgotten", "removed")
+        assert client.networks().networks == ()
+
+
+def test_what_another_site_has_is_shown_and_removed_on_demand_alone(new_lxd_site):
+    """Told apart; a sweep of one's own touches nothing of it, nor does showing it."""
+    theirs, ours = new_lxd_site(name="theirs"), new_lxd_site(name="ours")
+    with theirs.client() as client:
+        client.make_network("lab", "10.231.79.0/24", "lxd")
+        client.make_volume("data", 2**24, "lxd")
+    assert ours.cli("sweep").stdout == "nothing at any provider carries this site's tag\n"
+    shown = ours.cli("sweep", "--all-sites")
+    assert "another's" in shown.stdout
+    assert "left alone; --yes removes it" in shown.stderr
+    refused = ours.cli("sweep", "--yes")
+    assert (refused.returncode, "--all-sites" in refused.stderr) == (64, True)
+    with theirs.client() as client:
+        assert [one.name for one in client.networks().networks] == ["lab"]
+    swept = json.loads(ours.cli("sweep", "--all-sites", "--yes", "--json").stdout)["things"]
+    assert {thing["kind"]: thing["fate"] for thing in swept} == {
+        "network": "removed",
+        "volume": "kept",
+    }
+    with theirs.client() as client:
+        assert client.networks().networks == ()
+        client.remove_volume("data")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gridcloud.errors import (
+    Conflict,
     GridcloudError,
     InvalidSpec,
     NoCapacity,
@@ -24,6 +25,7 @@ from gridcloud.model.identifiers import new_id
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState, LoanTerms
 from gridcloud.model.machine import MachineOrder, VolumeMount
 from gridcloud.model.need import Need
+from gridcloud.model.things import Tags
 from gridcloud.providers.base import ProviderContext
 from gridcloud.providers.containers import ContainersProvider
 from gridcloud.providers.contract import NAME, ProviderContract, assert_telling
@@ -389,8 +391,43 @@ class TestBounds:
         await provider.terminate(one.id)
         await provider.launch(other)
         assert (await run_in(provider, other.id, "cat /data/file"))[1] == b"kept\n"
+        (volume,) = await provider.volumes()
+        assert (volume.name, volume.size_bytes, volume.attached_to) == ("data", 2**20, other.id)
+        assert datetime.now(UTC) - timedelta(minutes=5) < volume.created_at <= datetime.now(UTC)
+        with pytest.raises(Conflict, match="in use") as refused:
+            await provider.remove_volume("data")
+        assert_telling(refused.value)
         await provider.terminate(other.id)
-        engine.cli("volume", "rm", f"gridcloud-{provider.context.site_key[:12]}-data")
+        assert (await provider.volumes())[0].attached_to == ""
+        await provider.remove_volume("data")
+        assert await provider.volumes() == []
+
+    async def test_volumes_are_made_and_removed_without_containers(self, provider):
+        """Each name once; what is not there is told with what is."""
+        await provider.make_volume("data", 2**20)
+        with pytest.raises(Conflict, match="already"):
+            await provider.make_volume("data", 2**20)
+        with pytest.raises(NotFound, match="no volume 'date'") as refused:
+            await provider.remove_volume("date")
+        assert "data" in refused.value.hint
+        await provider.remove_volume("data")
+
+    async def test_sites_at_one_engine_know_of_one_another(self, section, state_folder, provider):
+        """Of a volume, and of a container; and each lists only what is its own."""
+        other = ContainersProvider(NAME, section, new_context(state_folder / "other", new_id(64)))
+        try:
+            await other.make_volume("data", 2**20)
+            sites = await provider.sites()
+            assert Tags.of(other.context.site_key, "").site in sites
+            assert await provider.volumes() == []
+            lease = new_lease()
+            await provider.launch(lease)
+            assert Tags.of(provider.context.site_key, "").site in await other.sites()
+            assert await other.made() == []
+            await provider.terminate(lease.id)
+        finally:
+            await other.remove_volume("data")
+            await other.close()
 
 
 class TestTroubles:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 from gridcloud.errors import Conflict, NoCapacity, NotFound, Throttled, TimedOut, Unavailable
 from gridcloud.model.need import GIB, Resources
 from gridcloud.model.shape import Headroom, Shape
-from gridcloud.model.things import SHARED, Tags, Thing, Volume
+from gridcloud.model.things import NETWORK, SHARED, Network, Tags, Thing, Volume
 from gridcloud.providers.cloud.clouds import Build, Cloud, Condition, Image, Server
 
 T = TypeVar("T")
@@ -227,6 +227,7 @@ class MemoryCloud(Cloud):
     """One account at a `World`."""
 
     shows_late_seconds: ClassVar[float] = 0.0
+    names_networks: ClassVar[bool] = True
 
     def __init__(self, world: World, site_key: str) -> None:
         self._world = world
@@ -338,7 +339,51 @@ class MemoryCloud(Cloud):
     async def things(self) -> list[Thing]:
         """Return everything of this site that is shown."""
         there = await self._ask("list things", lambda: self._shown())
-        return [Thing(kind=entry.kind, id=entry.id, tags=entry.tags) for entry in there]
+        return [
+            Thing(kind=entry.kind, id=entry.id, tags=entry.tags, name=entry.name) for entry in there
+        ]
+
+    async def sites(self) -> set[str]:
+        """Return whose things are shown, this site's or not."""
+        return await self._ask(
+            "list things", lambda: {entry.tags.site for entry in self._world.shown()}
+        )
+
+    async def networks(self) -> list[Network]:
+        """Return those that are shown."""
+        there = await self._ask("list network", lambda: self._shown("network", NETWORK))
+        return [Network(id=one.id, name=one.name, cidr=one.place) for one in there]
+
+    async def make_network(self, tags: Tags, name: str, cidr: str, region: str) -> None:
+        """Make one; two of one name are never made."""
+        world = self._world
+
+        def make() -> None:
+            if not self._named(name):
+                world.add("network", tags, name=name, place=cidr)
+
+        await self._ask("make network", make)
+
+    async def named_network(self, name: str, place: str) -> str:
+        """Find one."""
+        there = await self._ask("list network", lambda: self._named(name))
+        if not there:
+            raise NotFound(f"There is no network {name!r} here.", hint="Make it.")
+        return there[0].id
+
+    async def remove_network(self, name: str) -> bool:
+        """Remove one that no machine is in."""
+        there = await self._ask("list network", lambda: self._named(name))
+        machines = [e for e in self._world.truly_there() if e.build]
+        for one in there:
+            if any(machine.build.network == one.id for machine in machines):
+                return False
+            await self._ask("delete network", lambda one=one: self._delete(one))
+        return not there
+
+    def _named(self, name: str) -> list[_Entry]:
+        there = [n for n in self._world.truly_there() if n.kind == "network" and n.name == name]
+        return [n for n in there if n.tags.site == self._site and n.gone_at == float("inf")]
 
     async def extended(self, tags: Tags) -> None:
         """Change the tags of a lease's things."""

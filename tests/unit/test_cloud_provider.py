@@ -808,3 +808,63 @@ def test_a_second_machine_that_came_late_is_removed():
         assert [e.id for e in world.truly_there() if e.kind == "machine"] == [machine.id]
 
     run(main)
+
+
+def test_a_machine_is_made_in_the_network_that_it_names():
+    """Which is made for nobody, is no stray of anybody's, and stays when its machines go."""
+
+    async def main():
+        world = World(shares_networks=True)
+        cloud = provider(world, making=MakingForTests())
+        inside = lease(order=MachineOrder(name="web", network="lab"))
+        with pytest.raises(NotFound, match="no network 'lab'"):
+            await cloud.launch(inside)
+        assert left(world) == []
+        await cloud.make_network("lab", "10.1.0.0/24", "")
+        await cloud.launch(inside)
+        assert left(world) == ["address", "machine", "network"]
+        (machine,) = [entry for entry in world.truly_there() if entry.build]
+        assert machine.build.named_network
+        assert [one.id for one in await cloud.networks()] == [machine.build.network]
+        assert await cloud.made() == ["lease1"]
+        await cloud.terminate("lease1")
+        assert left(world) == ["network"]
+        for _ in range(5):
+            await asyncio.sleep(60)
+            assert await cloud.made() == []
+        assert left(world) == ["network"]
+        await cloud.remove_network("lab")
+        assert left(world) == []
+
+    run(main)
+
+
+def test_a_network_of_another_range_is_not_taken_for_it():
+    """Asked for again it is the same; with another range it is refused, and nothing is made."""
+
+    async def main():
+        world = World()
+        cloud = provider(world, making=MakingForTests())
+        for _ in range(2):
+            await cloud.make_network("lab", "10.1.0.0/24", "")
+        for cidr, region in (("10.2.0.0/24", ""), ("10.1.0.0/24", "there")):
+            with pytest.raises(Conflict, match=r"'lab' already: 10\.1\.0\.0/24"):
+                await cloud.make_network("lab", cidr, region)
+        assert left(world) == ["network"]
+
+    run(main)
+
+
+def test_a_network_with_a_machine_in_it_is_not_removed():
+    """It is waited for as long as for any removal, and then told."""
+
+    async def main():
+        world = World()
+        cloud = provider(world, making=MakingForTests())
+        await cloud.make_network("lab", "10.1.0.0/24", "")
+        await cloud.launch(lease(order=MachineOrder(network="lab")))
+        with pytest.raises(Unavailable, match="Not all is removed"):
+            await cloud.remove_network("lab")
+        assert left(world) == ["address", "machine", "network"]
+
+    run(main)

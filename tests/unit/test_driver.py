@@ -7,9 +7,10 @@ import pytest
 
 from gridcloud.errors import Forbidden, InvalidSpec, NotFound, Unavailable
 from gridcloud.model.job import Ending, Job, JobSpec, JobState, Outcome
-from gridcloud.model.lease import Lease, LeaseRole, LeaseState
+from gridcloud.model.lease import Endpoint, Lease, LeaseRole, LeaseState, Machine
 from gridcloud.model.need import Need
 from gridcloud.orchestration.driver import InterruptedByStore, JobDriver
+from simulation.virtual_time import EPOCH, now, run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DONE = Ending(outcome=Outcome(exit_code=0))
@@ -585,3 +586,138 @@ async def test_a_job_with_a_limit_of_its_own_asks_for_no_more():
         driver.cancel()
         assert (await task).state is JobState.CANCELED
         assert driver._recourse.renewed == []
+
+
+# A machine made for the job
+
+
+def made(place, state=JobState.ACTIVE, *, hours=1.0, **spec):
+    """As `make`, on a machine of a cloud that was made for the job."""
+    spec = {"need": Need(time=timedelta(hours=1))} | spec
+    driver, keeper = make(place, state, lease_ends=NOW + timedelta(hours=hours), **spec)
+    where = Endpoint(host="10.0.0.1", user="debian", host_keys=())
+    machine = Machine(lease_id="l", provider="lent", folder="jobs", endpoint=where, certified=True)
+    holding = driver._holding
+    update = {"shape": "small", "region": "eu", "machine": machine}
+    holding.lease = holding.lease.model_copy(update=update)
+    return driver, keeper
+
+
+async def test_a_machine_deleted_by_somebody_else_is_made_again():
+    """Of the same shape if need be: the next is another machine. The reason is told."""
+    place = Place()
+
+    async def run(job, lease, started):
+        started()
+        driver.lose("somebody else deleted its machine")
+        await place.never.wait()
+
+    driver, keeper = made(place)
+    place.run = run
+    job = await driver.drive()
+    assert (job.state, job.resubmitted, job.lost_at) == (JobState.QUEUED, 1, ())
+    assert driver._recourse.asked[-1].lost_at == ()
+    assert "was lost: somebody else deleted its machine. Back in line." in keeper.notes[-1]
+
+    driver, keeper = made(place)
+    driver._recourse.no = "that was done 2 times, as was allowed"
+    job = await driver.drive()
+    assert (job.state, job.outcome.reason) == (JobState.FAILED, "lost")
+    assert job.message == (
+        "The machine was lost before the job was done: somebody else deleted its machine. "
+        "Not placed anew: that was done 2 times, as was allowed."
+    )
+
+
+async def test_a_machine_that_went_silent_is_not_asked_for_again_where_it_was():
+    """It may be the cloud's network that is cut: elsewhere, or it is waited for."""
+    driver, _ = made(Place(run=[Unavailable("no route")] * 500))
+    assert (await driver.drive()).lost_at == ("own/lent/eu/small",)
+    assert driver._recourse.asked[0].lost_at == ("own/lent/eu/small",)
+
+
+FULL = Unavailable("'r.txt': No space left on device.")
+
+
+async def test_results_are_waited_for_on_a_machine_that_would_take_them_along():
+    """However long it takes within its time; whoever stays with the job is told, once."""
+    place = Place(stage_out=[FULL] * 40)
+    driver, keeper = made(place)
+    assert (await driver.drive()).state is JobState.COMPLETED
+    assert timedelta(minutes=30) < driver.clock[0] - NOW < timedelta(minutes=45)
+    (told,) = [note for note in keeper.notes if note.startswith("results: ")]
+    assert "No space left" in told
+    assert told.endswith("they are kept where they are until 2026-01-01 01:00 UTC.")
+
+
+@pytest.mark.parametrize("error", [FULL, Forbidden("The folder for outputs cannot be made.")])
+async def test_results_are_given_up_with_the_machine(error):
+    """At its end, not before, and with the reason: its time is all that was asked for."""
+    place = Place(stage_out=[error] * 500)
+    driver, _ = made(place)
+    job = await driver.drive()
+    assert (job.state, job.outcome.reason) == (JobState.FAILED, "lease-end")
+    assert job.message.startswith("The lease ended before its results were brought back. ")
+    assert error.message in job.message
+    assert timedelta(hours=1) <= driver.clock[0] - NOW < timedelta(hours=1, minutes=1)
+    assert place.calls[-2:] == ["remove", "close"], "so that its logs are kept"
+
+
+async def test_results_are_waited_for_on_a_loan_unless_its_owner_says_no():
+    """What is refused there, or is not there any more, does not come back."""
+    place = Place(stage_out=[FULL] * 40)
+    driver, _ = lend(place)
+    assert (await driver.drive()).state is JobState.COMPLETED
+    driver, _ = lend(Place(stage_out=[Forbidden("not asked for")]))
+    job = await driver.drive()
+    assert (job.state, job.outcome.reason) == (JobState.FAILED, "stage-out-failed")
+    assert "remain" not in job.message
+
+
+async def test_a_cancel_ends_the_waiting_for_results():
+    """At once, also between two tries."""
+    place = Place(stage_out=[FULL] * 500)
+    driver, _ = made(place)
+    asleep = asyncio.Event()
+
+    async def sleep(seconds):
+        asleep.set()
+        await place.never.wait()
+
+    driver._sleep = sleep
+    task = asyncio.create_task(driver.drive())
+    await asleep.wait()
+    driver.cancel()
+    driver._sleep = lambda seconds: asyncio.sleep(0)
+    assert (await asyncio.wait_for(task, 5)).state is JobState.CANCELED
+
+
+def test_a_machine_without_an_agreed_end_is_kept_a_day_for_results():
+    """It is lengthened as while its job ran, and then given up: it has to be paid for."""
+
+    async def story():
+        driver, _ = made(Place(stage_out=[FULL] * 5000), need=Need())
+        driver._now = driver._holding._now = lambda: EPOCH + timedelta(seconds=now())
+        driver._sleep = asyncio.sleep
+        job = await driver.drive()
+        assert job.state is JobState.FAILED
+        assert 24 <= now() / 3600 <= 26
+        assert len(driver._recourse.renewed) in (24, 25)
+
+    run(story)
+
+
+async def test_a_machine_deleted_with_its_results_is_told_as_that():
+    """Nobody waits for what is there no more."""
+    place = Place()
+    driver, _ = made(place)
+
+    async def stage_out(job, ending):
+        driver.lose("somebody else deleted its machine")
+        raise Unavailable("no route")
+
+    place.stage_out = stage_out
+    job = await driver.drive()
+    assert (job.state, job.outcome.reason) == (JobState.FAILED, "lost")
+    assert "somebody else deleted its machine" in job.message
+    assert driver.clock[0] - NOW < timedelta(minutes=1)

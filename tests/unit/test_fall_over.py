@@ -13,7 +13,7 @@ from gridcloud.errors import (
     Unavailable,
 )
 from gridcloud.model.job import Ending, JobSpec, JobState, Outcome
-from gridcloud.model.lease import LeaseState, Machine
+from gridcloud.model.lease import Endpoint, LeaseState, Machine
 from gridcloud.model.need import GIB, Resources
 from gridcloud.model.shape import Headroom, Shape
 from gridcloud.orchestration.choosing import Choosing
@@ -53,12 +53,18 @@ class Cloud:
     async def capacity(self):
         return self.has
 
+    def room(self, machines):
+        return self.has.model_copy(update={"headroom": {"eu": Headroom(machines=machines)}})
+
     async def launch(self, lease):
         self.tried.append(f"{lease.region}/{lease.shape}")
         if error := self.errors.get(lease.shape) or self.errors.get("all"):
             raise error
         self.there.add(lease.id)
-        return Machine(lease_id=lease.id, provider=self.name, folder="x", certified=True)
+        there = Endpoint(host="10.0.0.1", user="debian", host_keys=())
+        return Machine(
+            lease_id=lease.id, provider=self.name, folder="x", endpoint=there, certified=True
+        )
 
     async def terminate(self, lease_id):
         await self.removal.wait()
@@ -66,10 +72,10 @@ class Cloud:
 
 
 class Place:
-    """Where every command ends well at once."""
+    """Where every command ends well, at once but for those that are ``held``."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.held, self.running = [], 0, asyncio.Event()
 
     def open(self, job, lease):
         return self
@@ -82,6 +88,10 @@ class Place:
 
     async def run(self, job, lease, started):
         started()
+        self.calls.append(lease.id)
+        self.running.set()
+        if len(self.calls) <= self.held:
+            await asyncio.Event().wait()
         return Ending(outcome=Outcome(exit_code=0))
 
     async def stage_out(self, job, ending):
@@ -106,11 +116,14 @@ async def start(tmp_path):
     await database.open()
     running = []
 
-    async def make(*clouds):
+    async def make(*clouds, held=0):
         jobs, leases = JobStore(database), LeaseStore(database)
         known = {cloud.name: cloud for cloud in clouds}
         leasing = SiteLeasing("home", known, leases, NoPeers(), lambda: None, asyncio.Lock())
-        scheduler = Scheduler(jobs, leasing, Place(), cancel_grace=1)
+        place = Place()
+        place.held = held
+        scheduler = Scheduler(jobs, leasing, place, cancel_grace=1)
+        scheduler.place = place
         await scheduler.start()
         running.append(scheduler)
         return scheduler, jobs, leases
@@ -205,6 +218,42 @@ async def test_an_array_gets_as_many_machines_as_the_quota_allows(start):
     await until_gone(leases)
     assert not cloud.there
     assert all(lease.state is LeaseState.RELEASED for lease in await leases.clouds())
+
+
+@pytest.mark.parametrize("held", [1, 3])
+async def test_a_machine_deleted_by_hand_is_made_again(start, held):
+    """Of the only shape there is, though the quota has room for no second one at the moment; as
+    often as the job may be started again, and then it fails with the reason."""
+    cloud = Cloud("aws", "eu/a", headroom={"eu": Headroom(machines=0)})
+    scheduler, jobs, leases = await start(cloud, held=held)
+    cloud.has = cloud.room(1)
+    (job,) = await scheduler.submit(JobSpec(command=("true",), resubmit=2))
+    for _ in range(held):
+        await asyncio.wait_for(scheduler.place.running.wait(), 10)
+        scheduler.place.running.clear()
+        cloud.has = cloud.room(0)  # as it is told until the cloud is asked again
+        (lease,) = [each for each in await leases.live() if each.job_id == job.id]
+        cloud.there.discard(lease.id)
+        scheduler.lost(lease.id, "somebody else deleted its machine")
+        await wait_until_gone(leases, lease.id)
+        cloud.has = cloud.room(1)
+        scheduler.wake()
+    (job,) = await scheduler.wait(job.id, 10)
+    told = [event.message for _, event in await jobs.events([job.id])]
+    lost = [text for text in told if "was lost: somebody else deleted its machine" in text]
+    assert len(lost) == min(held, 2)
+    assert job.state is (JobState.COMPLETED if held == 1 else JobState.FAILED)
+    assert cloud.tried == ["eu/a"] * (2 if held == 1 else 3)
+    if held == 3:
+        assert "somebody else deleted its machine" in job.message
+        assert "that was done 2 times" in job.message
+    await until_gone(leases)
+    assert not cloud.there
+
+
+async def wait_until_gone(leases, lease_id):
+    while (await leases.find(lease_id)).live:
+        await asyncio.sleep(0.01)
 
 
 async def test_how_long_who_refused_is_left_alone():

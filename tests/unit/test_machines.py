@@ -281,6 +281,16 @@ async def test_a_name_is_used_once_at_a_time(one):
     assert again.state is MachineState.READY
 
 
+async def test_a_machine_is_made_in_the_region_that_is_asked_for(one):
+    """Or not at all; the others are told."""
+    plan = await one.desk.plan(request(region="north"))
+    assert plan.plan.winners[0].region == "north"
+    with pytest.raises(InvalidSpec, match="region 'south'") as refused:
+        await one.desk.start(request(region="south"))
+    assert "north" in refused.value.hint
+    assert await one.live() == []
+
+
 async def test_several_are_numbered(one):
     """Their names sort as their numbers do."""
     infos = await one.desk.start(request(count=12))

@@ -22,7 +22,7 @@ from gridcloud.errors import (
 )
 from gridcloud.model.things import Tags
 from gridcloud.providers.cloud.clouds import Condition
-from gridcloud.providers.openstack import OpenStackSection, flavors, images, servers
+from gridcloud.providers.openstack import OpenStackSection, flavors, images, servers, volumes
 from gridcloud.providers.openstack.errors import as_needed, translated
 from gridcloud.providers.openstack.regions import _fetched
 from gridcloud.providers.openstack.tagging import described, of_network
@@ -225,3 +225,20 @@ def test_a_token_comes_from_a_file_or_a_command(tmp_path):
         with pytest.raises(Forbidden) as refused:
             _fetched(section)
         assert "Usage" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "device"),
+    [
+        ("/dev/vdb", "/dev/disk/by-id/virtio-01234567-89ab-cdef-0"),
+        (
+            "/dev/sdb",
+            "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_01234567-89ab-cdef-0123-456789abcdef",
+        ),
+        ("/dev/xvdb", "/dev/xvdb"),
+        ("", ""),
+    ],
+)
+def test_a_volume_is_found_by_its_serial_number(told, device):
+    """The name of a disk is only a guess of nova's, but KVM's serial number is the volume's id."""
+    assert volumes.device(told, "01234567-89ab-cdef-0123-456789abcdef") == device

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gridcloud.errors import InvalidSpec
+from gridcloud.model.accounts import NetworkInfo, NetworkReport
 from gridcloud.model.fleet import MachineInfo, MachineState
 from gridcloud.model.lease import Endpoint
 from gridcloud.model.stack import Stack, StackFile, expand
@@ -15,7 +16,10 @@ from gridcloud.model.stack_plan import (
     changes,
     downwards,
     facts_of,
+    lacking_networks,
+    networks_of,
     outputs,
+    placed,
     request,
     rounds,
 )
@@ -240,3 +244,98 @@ def test_braces_can_be_written():
     wanted = stack(machines=machines, outputs={})
     asked = request(wanted, wanted.machines[0], FILES, {})
     assert asked.order.playbooks[0].variables["x"] == "{name} is a"
+
+
+# Networks
+
+RANGE = "10.20.0.0/24"
+INSIDE = {
+    "networks": {"inner": {"cidr": RANGE}},
+    "defaults": LAB["defaults"] | {"network": "inner"},
+}
+
+
+def report(*networks, makers=("aws",)):
+    """Return what there is, each as (name, cidr, provider, region)."""
+    there = [
+        NetworkInfo(id="x", name=name, cidr=cidr, provider=provider, region=region)
+        for name, cidr, provider, region in networks
+    ]
+    return NetworkReport(networks=tuple(there), makers=makers)
+
+
+def test_machines_are_made_where_their_network_is():
+    """At the one provider that makes networks, and in the region where it was made by then."""
+    wanted = stack(**INSIDE)
+    before = placed(wanted, report())
+    assert {name: each.provider for name, each in lacking_networks(before, report()).items()} == {
+        "inner": "aws"
+    }
+    assert {machine.provider for machine in before.machines} == {"aws"}
+    there = report(("lab-inner", RANGE, "aws", "eu"), ("b-inner", "10.9.0.0/24", "aws", ""))
+    after = placed(wanted, there)
+    assert lacking_networks(after, there) == {}
+    assert [each.name for each in networks_of(wanted, there)] == ["lab-inner"]
+    asked = request(after, after.machines[0], FILES, {})
+    assert (asked.provider, asked.region, asked.order.network) == ("aws", "eu", "lab-inner")
+    again = info(after, after.machines[0]).model_copy(update={"provider": "aws"})
+    assert changes(after, FILES, [again])[0].step is Step.KEEP
+
+
+def test_a_machine_of_another_network_is_made_anew():
+    """It cannot move."""
+    wanted = placed(stack(**INSIDE), report())
+    front = next(each for each in stack().machines if each.name == "front")
+    old = info(stack(), front).model_copy(update={"provider": "aws"})
+    found = {change.machine: change for change in changes(wanted, FILES, [old])}
+    assert (found["front"].step, found["front"].why) == (Step.REPLACE, "has other network")
+
+
+@pytest.mark.parametrize(
+    ("entry", "there", "word"),
+    [
+        ({}, report(makers=()), "none here"),
+        ({}, report(makers=("a", "b")), "at which provider"),
+        ({"provider": "nova"}, report(), "'nova' makes none by name"),
+        ({}, report(("lab-inner", "10.9.0.0/24", "aws", "")), "is there already, as 10.9.0.0/24"),
+        (
+            {"provider": "b"},
+            report(("lab-inner", RANGE, "a", ""), makers=("a", "b")),
+            "at a",
+        ),
+    ],
+)
+def test_a_network_that_cannot_be_had_is_told_before_anything_is_made(entry, there, word):
+    """With the next step."""
+    wanted = stack(**INSIDE | {"networks": {"inner": {"cidr": RANGE} | entry}})
+    with pytest.raises(InvalidSpec) as refused:
+        placed(wanted, there)
+    assert word in str(refused.value)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"defaults": {"network": "outer"}}, "there is no 'outer'"),
+        ({"networks": {"inner": {"cidr": "8.8.8.0/24"}}}, "networks.inner.cidr"),
+        ({"networks": {"inner": {"cidr": "10.20.0.7/24"}}}, "networks.inner.cidr"),
+        ({"networks": {"inner": {"cidr": "fd00::/64"}}}, "networks.inner.cidr"),
+        ({"networks": {"inner": {"cidr": "10.20.0.0/24", "dhcp": True}}}, "networks.inner.dhcp"),
+        ({"networks": {"in ner": {"cidr": "10.20.0.0/24"}}}, "networks"),
+    ],
+)
+def test_a_wrong_network_is_told_with_its_place(more, told):
+    """Before anything is asked of a site."""
+    with pytest.raises(InvalidSpec) as refused:
+        stack(**INSIDE | more)
+    assert told in str(refused.value)
+
+
+def test_a_network_is_at_the_provider_of_its_machines():
+    """If these name one; at two it cannot be."""
+    at = {"defaults": {"network": "inner", "provider": "aws"}}
+    assert stack(**INSIDE | at).networks["inner"].provider == "aws"
+    machines = LAB["machines"] | {"other": {"provider": "gcp"}}
+    with pytest.raises(InvalidSpec, match="is at aws, and the machine at gcp"):
+        stack(**INSIDE | at | {"machines": machines})

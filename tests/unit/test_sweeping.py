@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from gridcloud.errors import Unavailable
+from gridcloud.errors import InvalidSpec, Unavailable
 from gridcloud.model.accounts import Fate
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState
+from gridcloud.model.machine import MachineOrder
 from gridcloud.model.need import Need, Resources
-from gridcloud.model.things import KEPT, SHARED, Tags, Thing
-from gridcloud.providers.base import Capacity, MachineMaker, Provider
-from gridcloud.site.sweeping import sweep
+from gridcloud.model.things import KEPT, NETWORK, SHARED, Tags, Thing
+from gridcloud.providers.base import Capacity, MachineMaker, Neighbourly, NetworkKeeper, Provider
+from gridcloud.site.sweeping import sweep, sweep_others
 
 SITE, OTHER = "a" * 64, "b" * 64
 
@@ -153,3 +154,135 @@ async def test_nothing_is_nothing(dry_run):
     """A site without anything has nothing to be swept."""
     report, _ = await swept(Plain("p"), dry_run=dry_run)
     assert (report.things, report.problems) == ((), ())
+
+
+# What other sites have at the same account
+
+
+class Common(Cloud, Neighbourly):
+    """One account, seen by one site or another."""
+
+    def __init__(self, name, *things, site=SITE):
+        super().__init__(name, *things)
+        self.context = SimpleNamespace(site_key=site)
+        self.all = self.found
+
+    async def things(self):
+        return [thing for thing in self.all if thing.tags.site == self.context.site_key[:32]]
+
+    async def sites(self):
+        if self.down:
+            raise InvalidSpec("This provider cannot tell what other sites made.")
+        return {thing.tags.site for thing in self.all}
+
+    async def close(self):
+        self.terminated.append("closed")
+
+
+def account():
+    """Return a cloud, and what acts there for others: for each site what was removed."""
+    cloud = Common(
+        "c",
+        ("machine", "ours", "live", SITE),
+        ("machine", "theirs", "running", OTHER),
+        ("network", "net", SHARED, OTHER),
+        ("volume", "disk", KEPT, OTHER),
+        ("machine", "odd", "x", "../../etc"),
+    )
+    acting = {}
+
+    def acting_for(name, site):
+        acting[site] = Common(name, site=site)
+        acting[site].all = cloud.all
+        return acting[site]
+
+    return cloud, acting, acting_for
+
+
+async def test_what_other_sites_have_is_told_apart_and_left_alone():
+    """Whose it is, as far as tags tell; what is no site's is not even asked for."""
+    cloud, acting, acting_for = account()
+    report = await sweep_others({"c": cloud, "p": Plain("p")}, acting_for, dry_run=True)
+    assert {thing.id: (thing.fate, thing.site) for thing in report.things} == {
+        "theirs": (Fate.ANOTHERS, OTHER[:32]),
+        "net": (Fate.ANOTHERS, OTHER[:32]),
+        "disk": (Fate.KEPT, OTHER[:32]),
+    }
+    assert report.problems == ()
+    assert {site: each.terminated for site, each in acting.items()} == {OTHER[:32]: ["closed"]}
+
+
+async def test_what_other_sites_have_is_removed_when_that_is_said():
+    """In their name, with what their machines shared; never volumes, nor what is this site's."""
+    cloud, acting, acting_for = account()
+    report = await sweep_others({"c": cloud}, acting_for, dry_run=False)
+    fates = {thing.id: thing.fate for thing in report.things}
+    assert fates == {"theirs": Fate.REMOVED, "net": Fate.REMOVED, "disk": Fate.KEPT}
+    assert acting[OTHER[:32]].terminated == ["running", SHARED, "closed"]
+    assert cloud.terminated == []
+
+
+async def test_a_cloud_that_cannot_tell_other_sites_says_so():
+    """Nobody takes an empty list for an answer."""
+    cloud, _, acting_for = account()
+    cloud.down = True
+    report = await sweep_others({"c": cloud}, acting_for, dry_run=True)
+    assert report.problems == ("c: This provider cannot tell what other sites made.",)
+
+
+# Networks by name
+
+
+class Networked(Cloud, NetworkKeeper):
+    """One whose networks are called by their ids."""
+
+    names_networks = True
+
+    def __init__(self, name, *networks):
+        super().__init__(name, ("machine", "m", "live", SITE))
+        tags = Tags.of(SITE, NETWORK)
+        self.found += [Thing(kind="vpc", id=f"v-{n}", tags=tags, name=n) for n in networks]
+        self.removed = []
+
+    async def networks(self):
+        return []
+
+    async def make_network(self, name, cidr, region):
+        raise AssertionError("nothing is made")
+
+    async def remove_network(self, name):
+        if name in self.stuck:
+            raise Unavailable("A machine is in it.")
+        self.removed.append(name)
+
+
+class Inside(Books):
+    """A live lease whose machine is in a network."""
+
+    async def find(self, lease_id):
+        return None if (lease := await super().find(lease_id)) is None else within(lease)
+
+    async def live(self):
+        return [await self.find("live")]
+
+
+def within(lease):
+    return lease.model_copy(update={"order": MachineOrder(network="used")})
+
+
+async def test_a_network_that_no_machine_is_in_is_swept():
+    """One that a live lease names stays; what cannot be removed is told."""
+    cloud = Networked("c", "used", "left", "stuck")
+    cloud.stuck = {"stuck"}
+    books = Inside(live=LeaseState.ACTIVE)
+    _, fates = await swept(cloud, books, dry_run=True)
+    kept = {"m": Fate.IN_USE, "v-used": Fate.IN_USE}
+    assert fates == kept | {"v-left": Fate.STRAY, "v-stuck": Fate.STRAY}
+    assert cloud.removed == []
+    report, fates = await swept(cloud, books)
+    assert fates == kept | {"v-left": Fate.REMOVED, "v-stuck": Fate.NOT_REMOVED}
+    assert cloud.removed == ["left"]
+    assert NETWORK not in cloud.terminated
+    assert [thing.note for thing in report.things if thing.id == "v-stuck"] == [
+        "A machine is in it."
+    ]

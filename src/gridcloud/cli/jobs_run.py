@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 #: What decides which program a bare name means; sent along for runs on this machine only.
 _SHELL_VARIABLES = ("PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG", "LC_ALL", "TZ")
-#: After this long without a place, a person is told why.
-_PATIENT_SECONDS = 2.0
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -179,7 +177,9 @@ def _stay(client: Client, jobs: list[Job], job_id: str, spec: JobSpec, *, json_:
 
 
 def _stream(client: Client, job_id: str) -> None:
-    """Print both streams as they come, each on its own."""
+    """Print both streams as they come, each on its own, and what keeps the job from its end."""
+    from gridcloud.cli.job_news import tell
+
     failure: list[GridcloudError] = []
 
     def copy(stream: str, descriptor: int) -> None:
@@ -193,12 +193,14 @@ def _stream(client: Client, job_id: str) -> None:
     ended = threading.Event()
     beside = [
         threading.Thread(target=copy, args=("stderr", 2), daemon=True),
-        threading.Thread(target=_tell_why_it_waits, args=(client, job_id, ended), daemon=True),
+        threading.Thread(target=tell, args=(client, job_id, ended), daemon=True),
     ]
     for thread in beside:
         thread.start()
-    copy("stdout", 1)
-    ended.set()
+    try:
+        copy("stdout", 1)
+    finally:
+        ended.set()
     for thread in beside:
         thread.join()
     if failure:
@@ -206,26 +208,6 @@ def _stream(client: Client, job_id: str) -> None:
 
         why = render.safe_lines(str(failure[0]))
         click.echo(f"gridcloud: the output broke off: {why}", err=True)
-
-
-def _tell_why_it_waits(client: Client, job_id: str, ended: threading.Event) -> None:
-    """While a job has no place, say on standard error what it waits for, once it has waited."""
-    from gridcloud.model.job import JobState
-
-    told = 0
-    while not ended.wait(_PATIENT_SECONDS):
-        try:
-            (job,) = client.wait(job_id, timedelta(0))
-            if job.state not in (JobState.NEW, JobState.QUEUED):
-                return
-            for event in client.events(job_id, told):
-                told = event.number
-                if event.message.startswith(("waiting: ", "refused ")):
-                    from gridcloud.cli import render
-
-                    click.echo(f"gridcloud: {render.safe_lines(event.message)}", err=True)
-        except GridcloudError:  # the output's own thread tells it
-            return
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -71,7 +71,11 @@ def events(job_id: str, *, json_: bool) -> None:
         found = client.events(job_id)
     if json_:
         return print_json(found)
-    rows = [(render.clock(e.at), e.job_id, e.kind, render.plain(e.message)) for e in found]
+    # Of several lines, as of a boot log, the first: --json has all.
+    short = [render.plain(event.message.partition("\n")[0]) for event in found]
+    rows = [
+        (render.clock(e.at), e.job_id, e.kind, what) for e, what in zip(found, short, strict=True)
+    ]
     return render.table(("time", "job", "what", "message"), rows)
 
 

@@ -11,6 +11,8 @@ import click
 from gridcloud.cli.options import print_json
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from gridcloud.client import Client
     from gridcloud.model.fleet import LaunchNews, MachineInfo, MachinePlan
     from gridcloud.model.need import Need
@@ -89,10 +91,15 @@ def checked(client: Client, name: str) -> MachineInfo:
 
 def line(event: LaunchNews, name: str = "") -> str:
     """Return an event as it is shown."""
+    return step_line(event.at, event.step.value, event.message, name)
+
+
+def step_line(at: datetime, step: str, message: str, name: str = "") -> str:
+    """Return something that happened in a step of a launch as it is shown, further lines below."""
     from gridcloud.cli import render
 
-    before = f"{render.clock(event.at)} {name + ' ' if name else ''}{event.step.value}: "
-    first, *more = render.safe_lines(event.message).splitlines() or [""]
+    before = f"{render.clock(at)} {name + ' ' if name else ''}{step}: "
+    first, *more = render.safe_lines(message).splitlines() or [""]
     return "\n".join([before + first, *(f"    {text}" for text in more)])
 
 

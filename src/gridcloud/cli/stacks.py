@@ -1,4 +1,4 @@
-"""Several machines and volumes described in one file: what it comes to, up, down."""
+"""Several machines, volumes and networks described in one file: what it comes to, up, down."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gridcloud.errors import InvalidSpec
 
 if TYPE_CHECKING:
     from gridcloud.client import Client
+    from gridcloud.model.accounts import NetworkReport
     from gridcloud.model.fleet import MachineInfo
     from gridcloud.model.stack import Stack, StackMachine
     from gridcloud.model.stack_plan import Change
@@ -23,7 +24,7 @@ _FILE = click.argument("path", metavar="FILE", type=click.Path(dir_okay=False))
 
 @click.group()
 def stack() -> None:
-    """Machines and volumes described in one file (YAML or TOML)."""
+    """Machines, volumes and networks described in one file (YAML or TOML)."""
 
 
 @stack.command()
@@ -33,14 +34,16 @@ def plan(path: str, *, json_: bool) -> None:
     """Show what 'up' would do, and what it would cost; change nothing."""
     from gridcloud.cli.stack_files import read_stack
     from gridcloud.client import Client
-    from gridcloud.model.stack_plan import changes
+    from gridcloud.model.stack_plan import changes, lacking_networks
 
     wanted, files = read_stack(path)
     with Client() as client:
+        wanted, networks = _placed(client, wanted)
         todo = changes(wanted, files, _there(client))
         if json_:
-            return print_json({"stack": wanted.name, "changes": todo})
-        return _show(client, wanted, todo)
+            lacking = lacking_networks(wanted, networks)
+            return print_json({"stack": wanted.name, "networks": lacking, "changes": todo})
+        return _show(client, wanted, networks, todo)
 
 
 @stack.command()
@@ -51,7 +54,8 @@ def up(path: str, *, yes: bool, json_: bool) -> int:
     """Make the machines what FILE says: make what lacks, replace what differs, remove the rest.
 
     What is as it should be is left alone, so that this can be repeated at any time, also after it
-    was interrupted. Volumes are made with the first machine that mounts them, and kept.
+    was interrupted. Networks are made before the machines, volumes with the first machine that
+    mounts them, and kept.
     """
     from gridcloud.cli.stack_files import read_stack
     from gridcloud.client import Client
@@ -59,11 +63,13 @@ def up(path: str, *, yes: bool, json_: bool) -> int:
 
     wanted, files = read_stack(path)
     with Client() as client:
+        wanted, networks = _placed(client, wanted)
         todo = changes(wanted, files, _there(client))
         if not json_:
-            _show(client, wanted, todo)
+            _show(client, wanted, networks, todo)
         if not _agreed(todo, yes=yes, quiet=json_):
             return 1
+        wanted = _make_networks(client, wanted, networks, quiet=json_)
         status = _bring_up(client, wanted, files, todo, json_=json_)
         there = _there(client)
     told = outputs(wanted, facts_of(wanted, there))
@@ -82,24 +88,29 @@ def up(path: str, *, yes: bool, json_: bool) -> int:
 @as_json
 @_FILE
 def down(path: str, *, yes: bool, json_: bool) -> int:
-    """Delete the machines of the stack in FILE, with all that is on them; volumes are kept."""
+    """Delete the machines of the stack in FILE, with all that is on them, then its networks;
+    volumes are kept."""
     from gridcloud.cli.stack_files import read_stack
     from gridcloud.client import Client
-    from gridcloud.model.stack_plan import Change, Step, downwards
+    from gridcloud.model.stack_plan import Change, Step, downwards, networks_of
 
     wanted, _ = read_stack(path)
     with Client() as client:
         there = downwards(wanted, _there(client))
         todo = [Change(machine=info.name, step=Step.REMOVE) for info in there]
-        for info in () if json_ else there:
-            click.echo(f"remove {info.name}", err=True)
+        networks = networks_of(wanted, client.networks()) if wanted.networks else []
+        todo += [Change(machine=network.name, step=Step.REMOVE) for network in networks]
+        for change in () if json_ else todo:
+            click.echo(f"remove {change.machine}", err=True)
         if not _agreed(todo, yes=yes, quiet=json_):
             return 1
         left = _stop(client, [info.name for info in there])
+        for network in () if left else networks:
+            client.remove_network(network.name, network.provider)
     if json_:
         print_json({"stack": wanted.name, "removed": len(there) - len(left), "left": left})
     elif not left:
-        click.echo(f"{wanted.name} is down" if there else f"{wanted.name} was not up")
+        click.echo(f"{wanted.name} is down" if todo else f"{wanted.name} was not up")
     return 75 if left else 0
 
 
@@ -143,23 +154,54 @@ def _there(client: Client) -> list[MachineInfo]:
     return [client.machine(info.name) for info in client.machines() if info.order.stack]
 
 
-def _show(client: Client, wanted: Stack, todo: list[Change]) -> None:
-    from gridcloud.cli import render
-    from gridcloud.model.stack_plan import Step
+def _placed(client: Client, wanted: Stack) -> tuple[Stack, NetworkReport]:
+    """Return a stack whose networks and machines are where they can be, and the networks there are;
+    raises `InvalidSpec` where a network cannot be had."""
+    from gridcloud.model.accounts import NetworkReport
+    from gridcloud.model.stack_plan import placed
 
+    if not wanted.networks:
+        return wanted, NetworkReport(networks=())
+    there = client.networks()
+    return placed(wanted, there), there
+
+
+def _make_networks(client: Client, wanted: Stack, there: NetworkReport, *, quiet: bool) -> Stack:
+    """Make the networks that lack; return the stack with its machines where these are by now."""
+    from gridcloud.model.stack import full_name
+    from gridcloud.model.stack_plan import lacking_networks
+
+    lacking = lacking_networks(wanted, there)
+    for name, network in lacking.items():
+        called = full_name(wanted.name, name)
+        client.make_network(called, network.cidr, network.provider, network.region)
+        if not quiet:
+            click.echo(f"made the network {called} at {network.provider}", err=True)
+    return _placed(client, wanted)[0] if lacking else wanted
+
+
+def _show(client: Client, wanted: Stack, networks: NetworkReport, todo: list[Change]) -> None:
+    from gridcloud.cli import render
+    from gridcloud.model.stack_plan import Step, lacking_networks
+
+    lacking = lacking_networks(wanted, networks)
+    for name, network in lacking.items():
+        where = f"{network.provider} {network.region}".rstrip()
+        what = f"{Step.MAKE:8} network {name} as {network.cidr} at {where}"
+        click.echo(render.safe(what), err=True)
     machines = {machine.name: machine for machine in wanted.machines}
     prices: dict[str, str] = {}
     for change in todo:
         where = ""
         if change.step in (Step.MAKE, Step.REPLACE):
             machine = machines[change.machine]
-            alike = f"{machine.need}/{machine.provider}/{machine.spot}"
+            alike = f"{machine.need}/{machine.provider}/{machine.region}/{machine.spot}"
             if alike not in prices:
                 prices[alike] = _where(client, machine)
             where = f" as {prices[alike]}"
         why = f" ({change.why})" if change.why else ""
         click.echo(render.safe(f"{change.step:8} {change.machine}{where}{why}"), err=True)
-    if all(change.step is Step.KEEP for change in todo):
+    if not lacking and all(change.step is Step.KEEP for change in todo):
         click.echo(f"all is as {wanted.name} says: nothing to do", err=True)
 
 
@@ -170,7 +212,9 @@ def _where(client: Client, machine: StackMachine) -> str:
     from gridcloud.model.machine import MachineOrder
 
     order = MachineOrder(image=machine.image, spot=machine.spot)
-    request = MachineRequest(need=machine.need, order=order, provider=machine.provider)
+    request = MachineRequest(
+        need=machine.need, order=order, provider=machine.provider, region=machine.region
+    )
     winners = client.plan_machine(request).plan.winners
     return told(winners[0], machine.need) if winners else "nothing that can be had now"
 

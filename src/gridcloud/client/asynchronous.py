@@ -41,6 +41,8 @@ from gridcloud.settings import settings_file, state_folder
 T = TypeVar("T")
 _WAIT_SECONDS = 30.0
 _CHUNK = 256 * 1024
+#: For so long a connection is kept for the next question; a site closes it after five seconds.
+_KEPT_IDLE_SECONDS = 3.0
 
 
 class JobEvent(Event):
@@ -76,7 +78,7 @@ class AsyncClient(MachineVerbs):
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        connector: aiohttp.BaseConnector | None = None
+        connector: aiohttp.BaseConnector
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         if self._url is None:
             if self._start:
@@ -87,7 +89,10 @@ class AsyncClient(MachineVerbs):
                 )
             # By way of the folder's descriptor: a socket's path may have 107 bytes at most.
             self._folder = os.open(self._state, os.O_PATH | os.O_DIRECTORY)
-            connector = aiohttp.UnixConnector(f"/proc/self/fd/{self._folder}/api.sock")
+            path = f"/proc/self/fd/{self._folder}/api.sock"
+            connector = aiohttp.UnixConnector(path, keepalive_timeout=_KEPT_IDLE_SECONDS)
+        else:
+            connector = aiohttp.TCPConnector(keepalive_timeout=_KEPT_IDLE_SECONDS)
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=headers,

@@ -11,7 +11,14 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
-from gridcloud.model.accounts import CostReport, SweepReport, VolumeInfo, VolumeReport
+from gridcloud.model.accounts import (
+    CostReport,
+    NetworkInfo,
+    NetworkReport,
+    SweepReport,
+    VolumeInfo,
+    VolumeReport,
+)
 from gridcloud.model.asking import ProviderKind
 from gridcloud.model.fleet import (
     LaunchNews,
@@ -106,10 +113,30 @@ class MachineVerbs:
         path = f"/volumes/{quote(name, safe='')}"
         return await self._call(VolumeInfo, "DELETE", path, query=query)
 
-    async def sweep(self, *, dry_run: bool = True) -> SweepReport:
+    async def networks(self) -> NetworkReport:
+        """Return the networks that this site made by name, asked anew, and who can make some."""
+        return await self._call(NetworkReport, "GET", "/networks")
+
+    async def make_network(
+        self, name: str, cidr: str, provider: str, region: str = ""
+    ) -> NetworkInfo:
+        """Make a network for machines that are to reach one another; idempotent."""
+        body = {"name": name, "cidr": cidr, "provider": provider, "region": region}
+        return await self._call(NetworkInfo, "POST", "/networks", body)
+
+    async def remove_network(self, name: str, provider: str) -> None:
+        """Remove a network that no machine is in; idempotent."""
+        query = [("provider", provider)]
+        await self._do("DELETE", f"/networks/{quote(name, safe='')}", query=query)
+
+    async def sweep(
+        self, *, dry_run: bool = True, all_sites: bool = False, remove_others: bool = False
+    ) -> SweepReport:
         """Return what carries this site's tag at its providers; unless ``dry_run``, what no lease
-        knows is removed."""
-        return await self._call(SweepReport, "POST", "/sweep", {"dry_run": dry_run})
+        knows is removed. With ``all_sites`` also what other sites have there; with
+        ``remove_others`` that is removed as well, whether it is in use or not."""
+        body = {"dry_run": dry_run, "all_sites": all_sites, "remove_others": remove_others}
+        return await self._call(SweepReport, "POST", "/sweep", body)
 
     async def costs(self, since: datetime | None = None) -> CostReport:
         """Return what the site's own machines at clouds cost, by month, provider and shape."""

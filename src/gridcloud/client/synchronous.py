@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -12,7 +13,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gridcloud.client.asynchronous import AsyncClient, JobEvent
-from gridcloud.model.accounts import CostReport, SweepReport, VolumeInfo, VolumeReport
+from gridcloud.model.accounts import (
+    CostReport,
+    NetworkInfo,
+    NetworkReport,
+    SweepReport,
+    VolumeInfo,
+    VolumeReport,
+)
 from gridcloud.model.api import (
     CommunityInfo,
     GridSite,
@@ -68,6 +76,7 @@ class Client:
         except BaseException:
             self._end_thread()
             raise
+        self._loop.call_soon_threadsafe(_outlive_closed_connections)
 
     def __enter__(self) -> Self:
         return self
@@ -218,9 +227,25 @@ class Client:
         """As `AsyncClient.remove_volume`."""
         return self._run(self._async.remove_volume(name, provider))
 
-    def sweep(self, *, dry_run: bool = True) -> SweepReport:
+    def networks(self) -> NetworkReport:
+        """As `AsyncClient.networks`."""
+        return self._run(self._async.networks())
+
+    def make_network(self, name: str, cidr: str, provider: str, region: str = "") -> NetworkInfo:
+        """As `AsyncClient.make_network`."""
+        return self._run(self._async.make_network(name, cidr, provider, region))
+
+    def remove_network(self, name: str, provider: str) -> None:
+        """As `AsyncClient.remove_network`."""
+        self._run(self._async.remove_network(name, provider))
+
+    def sweep(
+        self, *, dry_run: bool = True, all_sites: bool = False, remove_others: bool = False
+    ) -> SweepReport:
         """As `AsyncClient.sweep`."""
-        return self._run(self._async.sweep(dry_run=dry_run))
+        return self._run(
+            self._async.sweep(dry_run=dry_run, all_sites=all_sites, remove_others=remove_others)
+        )
 
     def costs(self, since: datetime | None = None) -> CostReport:
         """As `AsyncClient.costs`."""
@@ -350,3 +375,12 @@ async def _close(source: AsyncIterator[bytes]) -> None:
     close = getattr(source, "aclose", None)
     if close:
         await close()
+
+
+def _outlive_closed_connections() -> None:
+    """Have this thread told of a closed connection by an error, where a signal ends the process:
+    a command is to die of a closed pipe at its output alone.
+
+    To be called once the site runs: what is started inherits what is blocked here.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})

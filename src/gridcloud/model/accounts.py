@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from gridcloud.model.frozen import Frozen
-from gridcloud.model.things import Volume
+from gridcloud.model.things import Network, Volume
 
 
 class Fate(StrEnum):
@@ -17,13 +17,15 @@ class Fate(StrEnum):
     STRAY = "stray"
     REMOVED = "removed"
     NOT_REMOVED = "not removed"
+    ANOTHERS = "another's"
 
 
 class SweptThing(Frozen):
-    """Something at a provider with this site's tag: a machine, a network, a volume.
+    """Something at a provider with a site's tag: a machine, a network, a volume.
 
     ``lease_id`` is what it was made for, ``ends_at`` when that was to end, ``note`` says what went
-    wrong.
+    wrong, ``name`` to which network by name it belongs. ``site`` is whose it is, as in `Tags.site`,
+    if it is another site's; what that site knows of it nobody can tell here.
     """
 
     provider: str
@@ -34,6 +36,8 @@ class SweptThing(Frozen):
     ends_at: datetime | None = None
     costs: bool = True
     note: str = ""
+    site: str = ""
+    name: str = ""
 
 
 class SweepReport(Frozen):
@@ -58,6 +62,21 @@ class VolumeReport(Frozen):
     """Volumes by provider and name. ``problems`` are of providers that could not be asked."""
 
     volumes: tuple[VolumeInfo, ...]
+    problems: tuple[str, ...] = ()
+
+
+class NetworkInfo(Network):
+    """A network that this site made by name at one of its providers."""
+
+    provider: str
+
+
+class NetworkReport(Frozen):
+    """Networks by provider and name. ``makers`` are the providers that can make them, ``problems``
+    are of providers that could not be asked."""
+
+    networks: tuple[NetworkInfo, ...]
+    makers: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 

@@ -26,8 +26,8 @@ class MachineRequest(Frozen):
 
     ``need.time`` is how long each lasts, counted from when it is asked for; an hour unless told.
     With a ``count`` above 1 each is named by the order's name and a number. ``all_or_nothing``: if
-    one of them cannot be had, none is kept. Only at ``provider``, if there is one. A ``check`` is
-    given back as soon as it is ready.
+    one of them cannot be had, none is kept. Only at ``provider`` and in ``region``, if told. A
+    ``check`` is given back as soon as it is ready.
     """
 
     need: Need = Need()
@@ -35,6 +35,7 @@ class MachineRequest(Frozen):
     count: Annotated[int, Field(ge=1, le=500)] = 1
     all_or_nothing: bool = False
     provider: Annotated[str, Field(max_length=64)] = ""
+    region: Annotated[str, Field(max_length=128)] = ""
     strategy: Strategy | None = None
     check: bool = False
 

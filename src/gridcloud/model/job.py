@@ -196,7 +196,7 @@ class Job(Frozen):
 
     ``attempts`` counts leases asked for; with ``lease_id`` it is the fencing token: an attempt
     that is not the job's current one changes nothing any more. ``resubmitted`` counts the places
-    that were lost, ``lost_at`` names them as `Offer.key` does: the job does not go there again.
+    that were lost; to the offers in ``lost_at``, named as by `Offer.key`, it does not go again.
     ``input_bytes`` is the size of its inputs, where that matters to the choice of a place.
     """
 

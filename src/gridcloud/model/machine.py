@@ -41,7 +41,8 @@ class MachineOrder(Frozen):
     ``stack`` is the one it belongs to, if any. ``image`` is a name, an id, or ``OWNER/NAME`` with
     ``*`` for any text; empty means what the provider's settings say. ``user_data`` is cloud-init's,
     of any of its kinds, as text; binary (gzip) is base64 behind ``base64:``. ``spot`` asks for
-    capacity that the cloud may take back.
+    capacity that the cloud may take back. ``network`` is one that was made by that name; empty
+    means what the provider's settings say.
     """
 
     name: Annotated[str, Field(pattern=rf"^({_NAME})?$")] = ""
@@ -51,6 +52,7 @@ class MachineOrder(Frozen):
     playbooks: Annotated[tuple[Playbook, ...], Field(max_length=32)] = ()
     volumes: Annotated[tuple[VolumeMount, ...], Field(max_length=16)] = ()
     spot: bool = False
+    network: Annotated[str, Field(pattern=rf"^({_NAME})?$")] = ""
 
     @field_validator("volumes")
     @classmethod

@@ -1,4 +1,5 @@
-"""Stacks: several machines and their volumes described in one file, and what that file comes to.
+"""Stacks: several machines, their volumes and networks described in one file, and what that file
+comes to.
 
 A file names machines, singly or by ranges (``node[01-04]``), what they have in common, and in which
 order they are made. Reading it is strict: a word that means nothing is an error with its place.
@@ -12,12 +13,13 @@ from datetime import timedelta
 from math import prod
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from gridcloud.errors import InvalidSpec
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.machine import MachineOrder, Name, Playbook, VolumeMount
 from gridcloud.model.need import Need
+from gridcloud.model.things import private_range
 from gridcloud.model.written import Bytes, Duration
 
 _RANGE = re.compile(r"\[(\d{1,9})-(\d{1,9})\]")
@@ -47,6 +49,7 @@ class MachineEntry(Frozen):
     image: str | None = None
     provider: str | None = None
     spot: bool | None = None
+    network: str | None = None
     user_data: Annotated[str | None, Field(alias="user-data")] = None
     playbooks: tuple[str, ...] | None = None
     variables: dict[str, str] | None = None
@@ -68,6 +71,19 @@ class VolumeEntry(Frozen):
     size: Annotated[Bytes, Field(ge=2**20)]
 
 
+class NetworkEntry(Frozen):
+    """A network of a stack: a private range of addresses, at a provider and in a region of it.
+
+    Without a provider it is that of its machines, or the only one that makes networks by name.
+    """
+
+    cidr: Annotated[str, Field(max_length=32)]
+    provider: Annotated[str, Field(max_length=64)] = ""
+    region: Annotated[str, Field(max_length=128)] = ""
+
+    _private = field_validator("cidr")(private_range)
+
+
 class StackFile(Frozen):
     """A stack as it is written; see docs/how-to/describe-a-stack.md."""
 
@@ -75,6 +91,7 @@ class StackFile(Frozen):
     defaults: MachineEntry = MachineEntry()
     templates: dict[Name, MachineEntry] = {}
     volumes: dict[Name, VolumeEntry] = {}
+    networks: Annotated[dict[Name, NetworkEntry], Field(max_length=16)] = {}
     machines: Annotated[dict[str, MachineEntry], Field(min_length=1)]
     outputs: dict[str, str] = {}
 
@@ -93,13 +110,16 @@ class StackFile(Frozen):
 
 
 class StackMachine(Frozen):
-    """One machine that a stack is to have. ``name`` is within the stack, ``playbooks`` and
-    ``user_data`` are files, ``variables`` still have their placeholders."""
+    """One machine that a stack is to have. ``name`` is within the stack, as is that of its
+    ``network``; ``playbooks`` and ``user_data`` are files, ``variables`` still have their
+    placeholders."""
 
     name: str
     need: Need
     image: str = ""
     provider: str = ""
+    region: str = ""
+    network: str = ""
     spot: bool = False
     user_data: str = ""
     playbooks: tuple[str, ...] = ()
@@ -121,15 +141,18 @@ class StackMachine(Frozen):
             playbooks=tuple(Playbook(path=files[p], variables=values) for p in self.playbooks),
             volumes=self.volumes,
             spot=self.spot,
+            network=full_name(stack, self.network) if self.network else "",
         )
 
 
 class Stack(Frozen):
-    """What a file comes to. ``machines`` are in an order in which they can be made."""
+    """What a file comes to. ``machines`` are in an order in which they can be made; ``networks``
+    are by their names within the stack."""
 
     name: str
     machines: tuple[StackMachine, ...]
     volumes: dict[str, int] = {}
+    networks: dict[str, NetworkEntry] = {}
     outputs: dict[str, str] = {}
 
     @classmethod
@@ -151,6 +174,7 @@ class Stack(Frozen):
             name=file.name,
             machines=tuple(machines[name] for name in _ordered(machines)),
             volumes={name: volume.size for name, volume in file.volumes.items()},
+            networks=_networks(file, machines.values()),
             outputs=file.outputs,
         )
         found._check_placeholders()
@@ -273,6 +297,7 @@ def _machine(
         need=Need(**{key: value for key, value in need.items() if value is not None}),
         image=entry.image or "",
         provider=entry.provider or "",
+        network=entry.network or "",
         spot=bool(entry.spot),
         user_data=entry.user_data or "",
         playbooks=entry.playbooks or (),
@@ -280,6 +305,32 @@ def _machine(
         volumes=tuple(_mount(file, name, text) for text in entry.volumes or ()),
         after=tuple(after),
     )
+
+
+def _networks(file: StackFile, machines: Iterable[StackMachine]) -> dict[str, NetworkEntry]:
+    """Return the networks, each with the provider that its machines name if it names none."""
+    found = dict(file.networks)
+    for machine in machines:
+        if not machine.network:
+            continue
+        if machine.network not in found:
+            known = ", ".join(sorted(found)) or "none"
+            raise InvalidSpec(
+                f"machines.{machine.name}.network: there is no {machine.network!r}.",
+                hint=f"Networks: {known}.",
+            )
+        network = found[machine.network]
+        if machine.provider and network.provider and machine.provider != network.provider:
+            raise InvalidSpec(
+                f"machines.{machine.name}: the network {machine.network} is at "
+                f"{network.provider}, and the machine at {machine.provider}.",
+                hint="A network is at one provider: name another one for either.",
+            )
+        at = {"provider": network.provider or machine.provider}
+        found[machine.network] = network.model_copy(update=at)
+    for name in found:
+        full_name(file.name, name)
+    return found
 
 
 def _mount(file: StackFile, machine: str, text: str) -> VolumeMount:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from gridcloud.errors import InvalidSpec
+from gridcloud.model.accounts import NetworkInfo, NetworkReport
 from gridcloud.model.fleet import MachineInfo, MachineRequest, MachineState
 from gridcloud.model.frozen import Frozen
-from gridcloud.model.stack import Stack, StackMachine, filled, full_name
+from gridcloud.model.stack import NetworkEntry, Stack, StackMachine, filled, full_name
 
 _THERE = (MachineState.LAUNCHING, MachineState.READY)
 
@@ -62,6 +63,63 @@ def changes(stack: Stack, files: Mapping[str, str], there: Iterable[MachineInfo]
     return found
 
 
+def placed(stack: Stack, there: NetworkReport) -> Stack:
+    """Return a stack whose networks are at providers that can make them, in the regions where they
+    are already, and its machines where their networks are.
+
+    Raises `InvalidSpec` where that cannot be, before anything is made: no provider makes networks
+    by name, or not the one that is named; there is another network of that name.
+    """
+    networks = {}
+    for name, network in stack.networks.items():
+        provider = network.provider or (there.makers[0] if len(there.makers) == 1 else "")
+        if provider not in there.makers:
+            none = f"the provider {provider!r} makes none by name"
+            raise InvalidSpec(
+                f"networks.{name}: {none if provider else 'at which provider is it to be?'}",
+                hint=f"These make networks by name: {', '.join(there.makers) or 'none here'}.",
+            )
+        known = _known(stack, name, there)
+        if known and (known.cidr, known.provider) != (network.cidr, provider):
+            raise InvalidSpec(
+                f"networks.{name}: it is there already, as {known.cidr} at {known.provider}.",
+                hint="Bring the stack down first: its machines would have to leave it.",
+            )
+        region = network.region or (known.region if known else "")
+        networks[name] = network.model_copy(update={"provider": provider, "region": region})
+    machines = tuple(
+        machine
+        if not machine.network
+        else machine.model_copy(
+            update={
+                "provider": networks[machine.network].provider,
+                "region": networks[machine.network].region,
+            }
+        )
+        for machine in stack.machines
+    )
+    return stack.model_copy(update={"networks": networks, "machines": machines})
+
+
+def lacking_networks(stack: Stack, there: NetworkReport) -> dict[str, NetworkEntry]:
+    """Return the networks of a stack that have to be made, by their names within it."""
+    return {
+        name: network
+        for name, network in stack.networks.items()
+        if _known(stack, name, there) is None
+    }
+
+
+def networks_of(stack: Stack, there: NetworkReport) -> list[NetworkInfo]:
+    """Return the networks of a stack that are there."""
+    return [known for name in stack.networks if (known := _known(stack, name, there))]
+
+
+def _known(stack: Stack, name: str, there: NetworkReport) -> NetworkInfo | None:
+    called = full_name(stack.name, name)
+    return next((each for each in there.networks if each.name == called), None)
+
+
 def facts_of(stack: Stack, there: Iterable[MachineInfo]) -> dict[str, dict[str, str]]:
     """Return what placeholders may say of the machines of a stack that are ready, by short name."""
     facts = {}
@@ -93,6 +151,7 @@ def request(
         need=machine.need,
         order=machine.order(stack.name, files, before),
         provider=machine.provider,
+        region=machine.region,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from ipaddress import IPv4Network
 from typing import Self
 
 from gridcloud.model.frozen import Frozen
@@ -12,6 +13,8 @@ from gridcloud.model.frozen import Frozen
 SITE_TAG, LEASE_TAG, ENDS_TAG = "gridcloud-site", "gridcloud-lease", "gridcloud-ends"
 #: The lease in the tags of what outlives machines, and of what several of them share.
 KEPT, SHARED = "kept", "shared"
+#: The lease in the tags of networks that were asked for by name, and the key of that name's tag.
+NETWORK, NAME_TAG = "network", "gridcloud-name"
 MACHINE = "machine"
 _TIME = "%Y%m%dt%H%M%Sz"
 _SITE_DIGITS = 32
@@ -53,13 +56,28 @@ class Tags(Frozen):
 class Thing(Frozen):
     """Something at a cloud that carries a gridcloud tag.
 
-    ``kind`` is for people, as ``network``; that of a machine is always `MACHINE`.
+    ``kind`` is for people, as ``network``; that of a machine is always `MACHINE`. ``name`` is of
+    what belongs to a `Network`.
     """
 
     kind: str
     id: str
     tags: Tags
     costs: bool = True
+    name: str = ""
+
+
+class Network(Frozen):
+    """A network that was asked for by name, for machines that are to reach one another in it.
+
+    It is there until it is removed. ``cidr`` is its range of addresses; it is in one ``region``,
+    which is empty where there are none.
+    """
+
+    id: str
+    name: str
+    cidr: str
+    region: str = ""
 
 
 class Volume(Frozen):
@@ -71,3 +89,12 @@ class Volume(Frozen):
     created_at: datetime | None = None
     attached_to: str = ""
     place: str = ""
+
+
+def private_range(text: str) -> str:
+    """Return a range of addresses that a network may have, as it is written; raises `ValueError`
+    unless it is one of private IPv4, from its first address on."""
+    network = IPv4Network(text)
+    if not network.is_private or network.is_loopback or network.is_link_local:
+        raise ValueError(f"{text} is not a private range, as 10.20.0.0/24 is")
+    return str(network)

@@ -18,6 +18,7 @@ from gridcloud.orchestration.line import Placing, place
 from gridcloud.orchestration.market import Market, Wish, suitable
 from gridcloud.orchestration.planner import check_names, check_possible, judge
 from gridcloud.orchestration.ports import Leasing
+from gridcloud.orchestration.shapes import crowded
 from gridcloud.orchestration.standing import bound, out_of_reach
 from gridcloud.settings import JobSettings
 
@@ -178,7 +179,8 @@ class Choosing:
         """See `Recourse`."""
         if why := self.exhausted(job):
             return why
-        offers = [offer for offer in await self._leasing.offers() if not offer.problem]
+        offers = await self._leasing.offers()
+        offers = [offer for offer in offers if not offer.problem or crowded(offer)]
         wish = Wish.of(job, self.strategy(job.spec))
         fit = await _do(lambda: suitable(Market(offers).rows, wish), offers)
         return "" if fit else "nothing else here could serve it"

@@ -2,6 +2,8 @@
 
 Every step is idempotent and its state is saved before the next begins, so that a site that was
 killed at any instant calls `JobDriver.drive` again and continues where it was.
+
+It is over 400 lines, since every way an attempt may go is to be seen in one place.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from gridcloud.orchestration.renewing import renew_in_time
 T = TypeVar("T")
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
+#: The same while results wait to be brought back, which may be for hours.
+_LONGEST_HELD = 60.0
 #: What a person has to know of a command that runs again.
 TWICE = "What its command did outside the job folder may happen twice."
 
@@ -95,6 +99,11 @@ class JobDriver:
         The job may end there until then; if it has not, it goes back in line.
         """
         self._holding.recall(until, reason)
+        self._set_limit()
+
+    def lose(self, reason: str) -> None:
+        """Take note that the machine is there no more, and why. Idempotent."""
+        self._holding.lose(reason)
         self._set_limit()
 
     async def drive(self) -> Job:
@@ -207,7 +216,9 @@ class JobDriver:
         stage = self.job.state.value.lower().replace("_", "-")
         outcome = Outcome(reason=f"{stage}-failed", message=str(error))
         if self.lease.expired(self._now()):
-            message = f"The lease ended before the job did. {error}"
+            brought = self.job.state is JobState.STAGE_OUT
+            what = "its results were brought back" if brought else "the job did"
+            message = f"The lease ended before {what}. {error}"
             outcome = Outcome(reason="lease-end", message=message)
         outcome = self._holding.as_recalled(outcome, self._refused_to_go)
         if self._cancel.is_set():
@@ -227,7 +238,7 @@ class JobDriver:
 
     async def _go_back(self, why: str) -> bool:
         """Put the job back in line, since its place was lost; return False where it cannot."""
-        if self._cancel.is_set() or await self._cannot_go():
+        if self._cancel.is_set() or await self._cannot_go(silent=self.silent):
             return False
         begun = self.job.state is JobState.ACTIVE
         where = f"attempt {self.job.attempts} at {self.job.site}/{self.job.provider}"
@@ -242,14 +253,14 @@ class JobDriver:
             started_at=None,
             outcome=None,
             resubmitted=self.job.resubmitted + 1,
-            lost_at=(*self.job.lost_at, self._holding.source),
+            lost_at=self._lost_at(silent=self.silent),
         )
         self.left = left
         return True
 
-    async def _cannot_go(self) -> bool:
+    async def _cannot_go(self, *, silent: bool) -> bool:
         """Return whether the job may not be placed anew, after telling why, once."""
-        lost = self.job.model_copy(update={"lost_at": (*self.job.lost_at, self._holding.source)})
+        lost = self.job.model_copy(update={"lost_at": self._lost_at(silent=silent)})
         try:
             refusal = await self._recourse.refusal(lost)
         except GridcloudError as error:  # whoever would be asked does not answer either
@@ -258,6 +269,9 @@ class JobDriver:
             self._refused_to_go = refusal
             await self._note("resubmit", f"not placed anew: {refusal}")
         return bool(refusal)
+
+    def _lost_at(self, *, silent: bool) -> tuple[str, ...]:
+        return (*self.job.lost_at, *self._holding.bars(silent=silent))
 
     async def _end_stale(self) -> None:
         """Leave nothing of an attempt that is no longer the job's; it has written nothing."""
@@ -273,7 +287,8 @@ class JobDriver:
 
     async def _tidy(self) -> None:
         outcome = self.job.outcome or Outcome(reason="lost", message="its end was never learned")
-        keep = outcome.reason == "stage-out-failed"  # results are never thrown away unseen
+        # Results are never thrown away unseen; but nothing can be kept where all goes anyway.
+        keep = outcome.reason == "stage-out-failed" and not self._holding.takes_results
         try:
             if not keep:
                 await self.place.remove(self.job)
@@ -312,18 +327,40 @@ class JobDriver:
             try:
                 return await self._in_time(step)
             except GridcloudError as error:
-                if not error.retryable or self._holding.over(self.job.state):
+                canceled = self._cancel.is_set() and self.job.state is not JobState.ACTIVE
+                collecting = self.job.state is JobState.STAGE_OUT and not canceled
+                held = collecting and self._holding.held_by(error)
+                over = self._holding.over(self.job.state)
+                if over and told and isinstance(error, TimedOut):
+                    raise Unavailable(told) from error  # which says more
+                if over or not (error.retryable or held):
                     raise
                 await self._leave_if_silent(error)
-                if self._cancel.is_set() and self.job.state is not JobState.ACTIVE:
+                if canceled:
                     raise
                 if str(error) != told:
                     told = str(error)
-                    await self._note("retry", f"trying again: {error}")
-            if self._tries_exhausted(pause):
+                    await self._tell_of_trouble(error, held=held)
+            if not held and self._tries_exhausted(pause):
                 raise Unavailable(f"Given up after several tries. {told}")
-            await self._sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            await self._rest(pause, held=held)
+            pause = min(pause * 2, _LONGEST_HELD if held else _LONGEST_PAUSE)
+
+    async def _tell_of_trouble(self, error: GridcloudError, *, held: bool) -> None:
+        if not held:
+            return await self._note("retry", f"trying again: {error}")
+        end = self.lease.ends_at
+        until = f"{end:%Y-%m-%d %H:%M} UTC" if end else "the job is canceled"
+        event = f"the results could not be brought back: {error} It is tried again, and they are"
+        return await self._note("results", f"{event} kept where they are until {until}.")
+
+    async def _rest(self, pause: float, *, held: bool) -> None:
+        """Wait before the next try; a long wait ends when the job is canceled, or its lease."""
+        if not held:
+            return await self._sleep(pause)
+        left = self._holding.seconds_left(self.job.state)
+        pause = pause if left is None else max(0.0, min(pause, left))
+        return await self._unless_canceled(lambda: self._sleep(pause))
 
     async def _in_time(self, step: Callable[[], Awaitable[T]]) -> T:
         """Do a step, but do not wait for a machine that says nothing long after its lease."""
@@ -348,7 +385,7 @@ class JobDriver:
         if self.job.state is not JobState.ACTIVE or not self._holding.elsewhere:
             return
         silent, patience = self._holding.silent_for(), self._recourse.patience
-        if silent < patience or self._cancel.is_set() or await self._cannot_go():
+        if silent < patience or self._cancel.is_set() or await self._cannot_go(silent=True):
             return
         raise _PlaceLost(f"out of reach for {format_duration(silent)}. {error}")
 

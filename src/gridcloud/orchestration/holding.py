@@ -16,6 +16,8 @@ AFTER_THE_END = timedelta(seconds=30)
 _RENEW_BEFORE = timedelta(minutes=10)
 #: By how much an own lease is lengthened at a time; what a machine costs should this site vanish.
 _OWN_STEP = timedelta(hours=1)
+#: For so long one without an end of its own is lengthened for results that cannot be brought back.
+_HELD_FOR = timedelta(hours=24)
 #: What a supervisor says of a command that was cut off by its machine, not by itself.
 _CUT_OFF = frozenset({"lost", "terminated"})
 
@@ -33,6 +35,8 @@ class Holding:
         #: Why its owner ends it early; empty if it does not. A recall that came before a restart
         #: stands in the lease.
         self.recalled = lease.reason
+        self._gone = False
+        self._results_held_since: datetime | None = None
 
     @property
     def source(self) -> str:
@@ -42,11 +46,36 @@ class Holding:
             lease.peer, lease.provider, lease.region, lease.shape, spot=lease.order.spot
         )
 
+    def bars(self, *, silent: bool) -> tuple[str, ...]:
+        """Return what the job does not go to again once this is lost, as `Offer.key`.
+
+        Nothing where a machine was made for it alone: the next would be another one, unless this
+        one went ``silent``, when it may be where it was that is cut off.
+        """
+        return (self.source,) if silent or not self.lease.shape else ()
+
     @property
     def elsewhere(self) -> bool:
         """Whether it can be lost while this site goes on: it is on another machine."""
         machine = self.lease.machine
         return self.lease.role is LeaseRole.BORROWED or bool(machine and machine.endpoint)
+
+    @property
+    def takes_results(self) -> bool:
+        """Whether what a job left there is gone with it: it is a loan, or was made for the job."""
+        machine = self.lease.machine
+        made = machine is not None and (machine.certified or machine.sandbox)
+        return made or self.lease.role is LeaseRole.BORROWED
+
+    def held_by(self, error: GridcloudError) -> bool:
+        """Take note that results could not be brought back; return whether to keep the place for
+        them, as long as it lasts."""
+        if not self.takes_results:
+            return False
+        if not error.retryable and self.lease.role is LeaseRole.BORROWED:
+            return False  # what its owner says for good stays so
+        self._results_held_since = self._results_held_since or self._now()
+        return True
 
     def seconds_left(self, state: JobState) -> float | None:
         """For how long the machine is worth asking; None without end, negative once it is over.
@@ -73,6 +102,11 @@ class Holding:
         self.recalled = reason or "its owner needs it"
         self.lease = self.lease.model_copy(update={"ends_at": until})
 
+    def lose(self, reason: str) -> None:
+        """Take note that what it gave is there no more."""
+        self._gone = True
+        self.recall(self._now(), reason)
+
     def renewed(self, lease: Lease) -> bool:
         """Take note of a later end; return whether it is one."""
         before, after = self.lease.ends_at, lease.ends_at
@@ -85,6 +119,9 @@ class Holding:
         """Return in how many seconds to ask for a later end, and for which; None if never."""
         end, lease = self.lease.ends_at, self.lease
         renewable = lease.role is LeaseRole.BORROWED or bool(lease.shape)
+        since = self._results_held_since
+        if since is not None and self._now() - since >= _HELD_FOR:
+            return None
         if end is None or self.recalled or not renewable:
             return None
         ask_at = end - min(_RENEW_BEFORE, self._length / 5)
@@ -109,7 +146,7 @@ class Holding:
         gone = isinstance(error, NotFound | Forbidden) and self.lease.role is LeaseRole.BORROWED
         cut_off = gone and state is JobState.ACTIVE  # a little early, where clocks differ
         if self.recalled and (cut_off or self.over(state)):
-            return f"its owner recalled it: {self.recalled.rstrip('.')}."
+            return self._taken()
         if self._ends_anyway():
             return ""
         if state is JobState.ACTIVE:
@@ -119,7 +156,7 @@ class Holding:
     def lost_by_outcome(self, outcome: Outcome) -> str:
         """Return why an outcome means that the place was lost under the command; else empty."""
         if self.recalled and outcome.reason in (*_CUT_OFF, "lease-end"):
-            return f"its owner recalled it: {self.recalled.rstrip('.')}."
+            return self._taken()
         if not self.elsewhere or outcome.reason not in _CUT_OFF or self._ends_anyway():
             return ""
         return outcome.message or "The machine ended the job."
@@ -132,9 +169,16 @@ class Holding:
         away = self._ends_anyway() and outcome.reason in ("stage-in-failed", "active-failed")
         if not self.recalled or not (away or outcome.reason in (*_CUT_OFF, "lease-end")):
             return outcome
-        told = f"Its owner recalled the machine before the job was done: {self.recalled}"
+        who, reason = "Its owner recalled the machine", "recalled"
+        if self._gone:
+            who, reason = "The machine was lost", "lost"
+        told = f"{who} before the job was done: {self.recalled}"
         told = ". ".join([told.rstrip("."), *([f"Not placed anew: {stays}"] if stays else [])])
-        return outcome.model_copy(update={"reason": "recalled", "message": f"{told}."})
+        return outcome.model_copy(update={"reason": reason, "message": f"{told}."})
+
+    def _taken(self) -> str:
+        why = f"{self.recalled.rstrip('.')}."
+        return why if self._gone else f"its owner recalled it: {why}"
 
     def _ends_anyway(self) -> bool:
         """Whether the lease ends as agreed, by now or, as clocks differ, in a moment."""

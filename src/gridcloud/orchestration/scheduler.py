@@ -169,6 +169,13 @@ class Scheduler:
         event = f"{job.site} recalls its machine: {reason.rstrip('.')}. The job has until {end}."
         self._start_beside(self._note(job, "recall", event))
 
+    def lost(self, lease_id: str, reason: str) -> None:
+        """Take note that a lease's machine is there no more; its job goes back in line. Idempotent;
+        a lease of no job that runs here is passed over."""
+        for driver in self._drivers.values():
+            if driver.lease.id == lease_id:
+                driver.lose(reason)
+
     async def cancel(self, job_id: str) -> list[Job]:
         """Ask for a job, or all tasks of an array, to end. Idempotent; ended jobs stay."""
         for job in await self._jobs.resolve(job_id):

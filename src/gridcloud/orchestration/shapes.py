@@ -3,6 +3,7 @@ quota that they share reaches in one round of placing. Pure and synchronous."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Self
@@ -81,9 +82,21 @@ class Pool:
             flexible = row.offer.flexible
             lacking = left.lacking(ONE_CPU if flexible else row.offer.capacity)
             if row.works and lacking:
-                row.shut(", ".join(lacking))
+                row.shut(told(lacking))
             elif flexible:
                 row.cpus, row.memory, row.gpus = map(min, (row.cpus, row.memory, row.gpus), most)
+
+
+def crowded(offer: Offer) -> bool:
+    """Whether a shape cannot be made now for nothing but its quota, in which there may be room
+    later."""
+    least = ONE_CPU if offer.flexible else offer.capacity
+    return offer.quota is not None and offer.problem == told(offer.quota.lacking(least))
+
+
+def told(lacking: Sequence[str]) -> str:
+    """Return what a quota lacks as the problem of an offer."""
+    return ", ".join(lacking)
 
 
 def without(quota: Headroom, amount: Resources) -> Headroom:

@@ -23,7 +23,7 @@ from gridcloud.model.lease import Endpoint, Lease, Machine
 from gridcloud.model.machine import LaunchStep
 from gridcloud.model.need import Resources
 from gridcloud.model.shape import Headroom, Shape
-from gridcloud.model.things import Thing, Volume
+from gridcloud.model.things import Network, Thing, Volume
 from gridcloud.settings import LendingSettings
 
 S = TypeVar("S", bound=BaseModel)
@@ -217,19 +217,23 @@ class Lender(Enterable):
         """Return why nothing can be lent here, in words for the owner; empty when it can."""
 
 
-class MachineMaker(ABC):
-    """Capability: makes machines at a cloud, where things carry this site's tag.
+class Neighbourly(ABC):
+    """Capability: what it makes carries this site's tag, in a place where other sites may have made
+    things, too. As with `Provider`: nothing blocks, and all errors are `GridcloudError`."""
+
+    @abstractmethod
+    async def sites(self) -> set[str]:
+        """Return the sites, as in `Tags.site`, of which anything is there; asked anew.
+
+        Raises `InvalidSpec` where that cannot be told.
+        """
+
+
+class VolumeKeeper(ABC):
+    """Capability: has volumes, which outlive what they are mounted on.
 
     As with `Provider`: nothing blocks the event loop, and all errors are `GridcloudError`.
     """
-
-    @abstractmethod
-    async def things(self) -> list[Thing]:
-        """Return everything there with this site's tag, kept volumes too, asked anew."""
-
-    @abstractmethod
-    async def boot_log(self, lease_id: str) -> str:
-        """Return the end of what a machine wrote to its console; empty where there is none."""
 
     @abstractmethod
     async def volumes(self) -> list[Volume]:
@@ -249,6 +253,49 @@ class MachineMaker(ABC):
 
         Raises `NotFound` if there is none of that name, `Conflict` while it is in use.
         """
+
+
+class NetworkKeeper(ABC):
+    """Capability: may make networks that are asked for by name.
+
+    As with `Provider`: nothing blocks the event loop, and all errors are `GridcloudError`.
+    """
+
+    @property
+    @abstractmethod
+    def names_networks(self) -> bool:
+        """Whether it can."""
+
+    @abstractmethod
+    async def networks(self) -> list[Network]:
+        """Return this site's networks that have names, asked anew."""
+
+    @abstractmethod
+    async def make_network(self, name: str, cidr: str, region: str) -> None:
+        """Make a network of a range, in a region or, if that is empty, where it makes them first.
+
+        Idempotent. Raises `Conflict` if there is another one of that name, `InvalidSpec` where it
+        cannot be made.
+        """
+
+    @abstractmethod
+    async def remove_network(self, name: str) -> None:
+        """Remove a network; return when nothing is left of it. Idempotent.
+
+        Raises `Unavailable` if that takes too long, as while a machine is in it.
+        """
+
+
+class MachineMaker(VolumeKeeper):
+    """Capability: makes machines at a cloud, where things carry this site's tag."""
+
+    @abstractmethod
+    async def things(self) -> list[Thing]:
+        """Return everything there with this site's tag, kept volumes too, asked anew."""
+
+    @abstractmethod
+    async def boot_log(self, lease_id: str) -> str:
+        """Return the end of what a machine wrote to its console; empty where there is none."""
 
 
 def read_section(model: type[S], name: str, section: dict[str, Any]) -> S:

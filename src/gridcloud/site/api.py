@@ -12,7 +12,13 @@ from fastapi.responses import JSONResponse
 from gridcloud import __version__
 from gridcloud.errors import STATUSES, Forbidden, GridcloudError
 from gridcloud.model.api import Problem
-from gridcloud.site import routes_grid, routes_machines, routes_site, routes_volumes
+from gridcloud.site import (
+    routes_grid,
+    routes_machines,
+    routes_networks,
+    routes_site,
+    routes_volumes,
+)
 from gridcloud.site.site import Site
 
 
@@ -29,7 +35,7 @@ def make_app(site: Site, stop: Callable[[], None], token: str | None = None) -> 
     )
     app.state.site = site
     app.state.stop = stop
-    for routes in (routes_site, routes_machines, routes_volumes, routes_grid):
+    for routes in (routes_site, routes_machines, routes_volumes, routes_networks, routes_grid):
         app.include_router(routes.router, prefix="/v1")
     app.add_exception_handler(GridcloudError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -86,6 +86,14 @@ class MachineChoice:
         offers = [offer for offer in own if offer.shape]
         if not offers:
             raise _no_maker(request, own)
+        if request.region:
+            regions = ", ".join(sorted({offer.region for offer in offers} - {""})) or "none"
+            offers = [offer for offer in offers if offer.region == request.region]
+            if not offers:
+                raise InvalidSpec(
+                    f"No machine is offered in a region {request.region!r}.",
+                    hint=f"There are: {regions}.",
+                )
         chosen = request.strategy or self._strategy()
         spot = request.order.spot
         among = filter(admitted, offers)

@@ -114,7 +114,7 @@ class Mending:
         await asyncio.gather(*(self._give_up(*each) for each in mending.release))
         for lease, reason in mending.lost:
             log.info("mending: place lost", lease=lease.id, reason=reason)
-            self._scheduler.recalled(lease.id, now, reason)
+            self._scheduler.lost(lease.id, reason)
         await self._lending.keep_house()
         for name, lease_id in mending.terminate:
             known = await self._leases.find(lease_id)  # granted since the leases were read?

@@ -15,7 +15,7 @@ from gridcloud.model.lease import Lease, LeaseState, taken
 from gridcloud.model.need import Resources
 from gridcloud.model.offer import Offer
 from gridcloud.model.shape import Headroom, Shape
-from gridcloud.orchestration.shapes import ONE_CPU, without
+from gridcloud.orchestration.shapes import ONE_CPU, told, without
 from gridcloud.providers.base import Capacity, Provider
 
 #: How long a provider that is slow to say what it has may hold up everybody's plans.
@@ -127,7 +127,7 @@ class OwnOffers:
         """Where a cloud's machines stand is not told: its region may be in any country."""
         least = ONE_CPU if shape.flexible else shape.resources
         lacking = quota.lacking(least) if quota else []
-        problem = has.problem or ", ".join(lacking)
+        problem = has.problem or told(lacking)
         free = shape.resources
         if shape.flexible and quota is not None:
             free = Resources(

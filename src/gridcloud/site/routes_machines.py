@@ -39,6 +39,8 @@ class SweepRequest(Frozen):
     """What a sweep may do."""
 
     dry_run: bool = True
+    all_sites: bool = False
+    remove_others: bool = False
 
 
 class ConsoleText(Frozen):
@@ -104,7 +106,11 @@ async def login(site: TheSite, name: str, request: LoginRequest) -> MachineLogin
 @router.post("/sweep")
 async def sweep(site: TheSite, request: SweepRequest) -> SweepReport:
     """Find, and unless told not to remove, what no lease knows."""
-    return await site.sweep(dry_run=request.dry_run)
+    return await site.sweep(
+        dry_run=request.dry_run,
+        all_sites=request.all_sites,
+        remove_others=request.remove_others,
+    )
 
 
 @router.get("/costs")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,12 @@ from gridcloud.site.live_settings import LiveSettings
 from gridcloud.site.logs import Logs
 from gridcloud.site.machines import MachineDesk
 from gridcloud.site.mending import Mending
+from gridcloud.site.networks import NetworkDesk
 from gridcloud.site.peers import Peers
 from gridcloud.site.places import Places
 from gridcloud.site.ports import Ports
 from gridcloud.site.reaching import Reaching
-from gridcloud.site.sweeping import sweep
+from gridcloud.site.sweeping import sweep, sweep_others
 from gridcloud.site.tenancy import Tenancy
 from gridcloud.site.volumes import VolumeDesk
 from gridcloud.store.database import Database
@@ -69,8 +71,8 @@ from gridcloud.store.receipts import ReceiptStore
 from gridcloud.store.usage import UsageStore
 
 log = structlog.get_logger()
-#: So much of an event of a launch is among those of a job.
-_SHORT = 500
+#: So many characters of an event of a launch, the last, are among those of a job.
+_SHORT = 3000
 _NOT_ENDED = tuple(state for state in JobState if not state.final)
 
 
@@ -131,6 +133,7 @@ class Site:
             self._lending.deciding,
         )
         self.volumes = VolumeDesk(self._providers)
+        self.networks = NetworkDesk(self._providers, self._leases)
         self._booting = Booting(
             state, self._keyring, self._reaching.machine_session, self._note_launch
         )
@@ -344,9 +347,21 @@ class Site:
         if provider := self._providers.pop(name, None):
             await provider.close()
 
-    async def sweep(self, *, dry_run: bool) -> SweepReport:
-        """Remove what carries this site's tag and no lease knows; see `gridcloud.site.sweeping`."""
-        return await sweep(self._providers, self._leases, dry_run=dry_run)
+    async def sweep(
+        self, *, dry_run: bool, all_sites: bool = False, remove_others: bool = False
+    ) -> SweepReport:
+        """Remove what carries this site's tag and no lease knows; see `gridcloud.site.sweeping`.
+
+        With ``all_sites`` what other sites have at the same accounts is told, too, and removed only
+        with ``remove_others``, and not in a ``dry_run``.
+        """
+        own = await sweep(self._providers, self._leases, dry_run=dry_run)
+        if not all_sites:
+            return own
+        kept = dry_run or not remove_others
+        theirs = await sweep_others(self._providers, self._acting_for, dry_run=kept)
+        problems = dict.fromkeys((*own.problems, *theirs.problems))
+        return SweepReport(things=(*own.things, *theirs.things), problems=tuple(problems))
 
     async def costs(self, since: datetime | None) -> CostReport:
         """Return what own machines at clouds cost."""
@@ -389,12 +404,12 @@ class Site:
         return self._keyring.identity
 
     async def _note_launch(self, lease_id: str, step: LaunchStep, message: str) -> None:
-        """Keep an event of a launch; in short among those of the job that it is for, too."""
+        """Keep an event of a launch; its end among those of the job that it is for, too."""
         await self.machines.note(lease_id, step, message)
         lease = await self._leases.find(lease_id)
         if lease and lease.job_id:
-            first = message.strip().partition("\n")[0][:_SHORT]
-            await self.jobs.note(await self.jobs.get(lease.job_id), step.value, first)
+            end = message.strip()[-_SHORT:]
+            await self.jobs.note(await self.jobs.get(lease.job_id), step.value, end)
 
     def _recalled(self, lease: Lease, until: datetime, reason: str) -> None:
         self.scheduler.recalled(lease.id, until, reason)
@@ -419,14 +434,25 @@ class Site:
 
     def _make(self, name: str, section: dict[str, Any]) -> Provider:
         kind = "local" if name == "local" else str(section.get("kind", ""))
-        context = ProviderContext(
+        return registry.make(name, kind, section, self._context)
+
+    @property
+    def _context(self) -> ProviderContext:
+        return ProviderContext(
             site_key=self._keyring.identity.key,
             state_folder=self._state,
             lending=self.settings.lending,
             probe=self._reaching.probe,
             making=self._booting,
         )
-        return registry.make(name, kind, section, context)
+
+    def _acting_for(self, name: str, site: str) -> Provider:
+        """Return a provider that sees and removes what another site has; it makes nothing."""
+        section = self.settings.providers[name]
+        theirs = replace(
+            self._context, site_key=site, state_folder=self._state / "others" / site, making=None
+        )
+        return registry.make(name, str(section.get("kind", "")), section, theirs)
 
     async def _describe(self, provider: Provider, live: list[Lease]) -> ProviderInfo:
         capacity = await provider.capacity()

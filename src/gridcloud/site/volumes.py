@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from gridcloud.errors import Conflict, GridcloudError, InvalidSpec, NotFound
 from gridcloud.model.accounts import VolumeInfo, VolumeReport
-from gridcloud.providers.base import MachineMaker, Provider
+from gridcloud.providers.base import Provider, VolumeKeeper
 
 #: How long one provider may take to tell what it has.
 _PATIENCE_SECONDS = 60.0
@@ -21,13 +21,13 @@ class VolumeDesk:
 
     async def volumes(self) -> VolumeReport:
         """Return all volumes; a provider that does not answer is a problem, not an error."""
-        makers = self._makers()
+        keepers = self._keepers()
         found = await asyncio.gather(
-            *(self._of(name, maker) for name, maker in makers.items()), return_exceptions=True
+            *(self._of(name, keeper) for name, keeper in keepers.items()), return_exceptions=True
         )
         volumes: list[VolumeInfo] = []
         problems: list[str] = []
-        for name, each in zip(makers, found, strict=True):
+        for name, each in zip(keepers, found, strict=True):
             if isinstance(each, GridcloudError | TimeoutError):
                 problems.append(f"{name}: {each or 'it did not answer in time'}")
             elif isinstance(each, BaseException):
@@ -42,9 +42,9 @@ class VolumeDesk:
         Raises `Conflict` if there is one of that name, `InvalidSpec` where there are no volumes.
         """
         chosen = self._chosen(provider)
-        await self._makers()[chosen].make_volume(name, size_bytes)
+        await self._keepers()[chosen].make_volume(name, size_bytes)
         return next(
-            each for each in await self._of(chosen, self._makers()[chosen]) if each.name == name
+            each for each in await self._of(chosen, self._keepers()[chosen]) if each.name == name
         )
 
     async def remove(self, name: str, provider: str) -> VolumeInfo:
@@ -68,12 +68,12 @@ class VolumeDesk:
                 f"The volume {name} is at a machine.",
                 hint="Stop that first: 'gridcloud machine list'.",
             )
-        await self._makers()[volume.provider].remove_volume(name)
+        await self._keepers()[volume.provider].remove_volume(name)
         return volume
 
-    async def _of(self, name: str, maker: MachineMaker) -> list[VolumeInfo]:
+    async def _of(self, name: str, keeper: VolumeKeeper) -> list[VolumeInfo]:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            found = await maker.volumes()
+            found = await keeper.volumes()
         return [
             VolumeInfo(
                 **volume.model_dump(),
@@ -83,25 +83,25 @@ class VolumeDesk:
             for volume in sorted(found, key=lambda volume: volume.name)
         ]
 
-    def _makers(self) -> dict[str, MachineMaker]:
+    def _keepers(self) -> dict[str, VolumeKeeper]:
         return {
             name: provider
             for name, provider in sorted(self._providers.items())
-            if isinstance(provider, MachineMaker)
+            if isinstance(provider, VolumeKeeper)
         }
 
     def _chosen(self, provider: str) -> str:
-        makers = self._makers()
-        known = ", ".join(makers) or "none"
+        keepers = self._keepers()
+        known = ", ".join(keepers) or "none"
         if provider:
-            if provider not in makers:
+            if provider not in keepers:
                 raise NotFound(
                     f"No provider {provider!r} here has volumes.", hint=f"There are: {known}."
                 )
             return provider
-        if len(makers) != 1:
+        if len(keepers) != 1:
             raise InvalidSpec(
                 "It must be said at which provider the volume is to be.",
                 hint=f"Say --provider; there are: {known}.",
             )
-        return next(iter(makers))
+        return next(iter(keepers))

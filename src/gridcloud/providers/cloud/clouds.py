@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import ClassVar
 
-from gridcloud.errors import InvalidSpec
+from gridcloud.errors import InvalidSpec, NotFound
 from gridcloud.model.frozen import Frozen
 from gridcloud.model.need import Resources
 from gridcloud.model.shape import Headroom, Shape
@@ -15,8 +15,11 @@ from gridcloud.model.things import (
     KEPT,
     LEASE_TAG,
     MACHINE,
+    NAME_TAG,
+    NETWORK,
     SHARED,
     SITE_TAG,
+    Network,
     Tags,
     Thing,
     Volume,
@@ -27,12 +30,15 @@ __all__ = [
     "KEPT",
     "LEASE_TAG",
     "MACHINE",
+    "NAME_TAG",
+    "NETWORK",
     "SHARED",
     "SITE_TAG",
     "Build",
     "Cloud",
     "Condition",
     "Image",
+    "Network",
     "Server",
     "Tags",
     "Thing",
@@ -56,7 +62,8 @@ class Build(Frozen):
     ``volumes`` are what the cloud called those when it made them, to be attached later.
     ``token`` is the same in every attempt of one launch in one place: a cloud that knows client
     tokens makes but one machine for it. At most 40 lowercase letters, digits and hyphens; as
-    ``name``, which is at most 60 and holds the lease."""
+    ``name``, which is at most 60 and holds the lease. ``network`` is of `Cloud.network`, or, if
+    ``named_network``, of `Cloud.named_network`."""
 
     tags: Tags
     name: str
@@ -69,6 +76,7 @@ class Build(Frozen):
     user_data: bytes
     volumes: tuple[str, ...] = ()
     spot: bool = False
+    named_network: bool = False
 
 
 class Condition(StrEnum):
@@ -119,6 +127,8 @@ class Cloud(ABC):
     deletes_what_is_off: ClassVar[bool] = False
     #: For how long it may not show what it made; 0 where that is shown at once.
     shows_late_seconds: ClassVar[float] = 2.0
+    #: Whether it makes networks by name.
+    names_networks: ClassVar[bool] = False
     #: Whether its machines run cloud-init.
     runs_cloud_init: ClassVar[bool] = True
 
@@ -193,6 +203,16 @@ class Cloud(ABC):
     async def things(self) -> list[Thing]:
         """Return everything with this site's tag, of all kinds, asked anew."""
 
+    async def sites(self) -> set[str]:
+        """Return the sites, as in `Tags.site`, of which anything is at this account; asked anew.
+
+        Raises `InvalidSpec` where that cannot be told.
+        """
+        raise InvalidSpec(
+            "This provider cannot tell what other sites made.",
+            hint="Look in the cloud's own tools.",
+        )
+
     async def extended(self, tags: Tags) -> None:
         """Note a later end where the tags are kept. Idempotent; not every cloud can."""
         return
@@ -221,6 +241,34 @@ class Cloud(ABC):
     async def remove_volume(self, volume: str) -> None:
         """Remove a volume and what is on it. Idempotent; raises `Conflict` while it is in use."""
         raise InvalidSpec("There are no volumes at this provider.", hint="Nothing to be done.")
+
+    async def networks(self) -> list[Network]:
+        """Return this site's networks that were made by name; asked anew."""
+        return []
+
+    async def make_network(self, tags: Tags, name: str, cidr: str, region: str) -> None:
+        """Make a network by name, for machines that reach one another in it, and are reached by
+        SSH. Idempotent by the name; an empty region is the first. It is tagged with the lease
+        `NETWORK` and its name."""
+        raise InvalidSpec(
+            "This provider makes no networks by name.",
+            hint="Leave the network out: its machines share one as its settings say.",
+        )
+
+    async def named_network(self, name: str, place: str) -> str:
+        """Return a network that was made by name as `network` does, ready for a place.
+
+        Raises `NotFound`.
+        """
+        raise NotFound(f"There is no network {name!r} here.", hint="Bring its stack up again.")
+
+    async def remove_network(self, name: str) -> bool:
+        """Begin to remove what was made for a network; return whether nothing is left.
+
+        To be called again until that is so. While a machine is in it, nothing is removed, or what
+        `named_network` makes again.
+        """
+        return True
 
     @abstractmethod
     async def close(self) -> None:

@@ -13,9 +13,11 @@ over 400 lines, since there are many.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +27,7 @@ from gridcloud.errors import GridcloudError, InvalidSpec, NotFound
 from gridcloud.model.identifiers import new_id
 from gridcloud.model.lease import Endpoint, Lease
 from gridcloud.model.machine import LaunchStep, MachineOrder
-from gridcloud.model.things import KEPT, Tags
+from gridcloud.model.things import KEPT, NETWORK, Tags
 from gridcloud.providers.base import (
     FirstBoot,
     MachineFacts,
@@ -107,8 +109,10 @@ class CloudContract:
         """Give a cloud in which nothing is; whatever a test left there is removed."""
         cloud = make_cloud(SITE)
         yield cloud
-        for lease_id in {thing.tags.lease for thing in await cloud.things()} - {KEPT}:
+        for lease_id in {thing.tags.lease for thing in await cloud.things()} - {KEPT, NETWORK}:
             await self.removed(cloud, lease_id)
+        for network in await cloud.networks():
+            await self.eventually(partial(cloud.remove_network, network.name))
         if self.has_volumes:
             for volume in await cloud.volumes():
                 await cloud.remove_volume(volume.id)
@@ -284,15 +288,55 @@ class CloudContract:
         assert not await self.shown(cloud, one)
 
     async def test_sites_are_apart(self, cloud: Cloud, make_cloud: MakeCloud) -> None:
-        """Another site on the same account sees and removes nothing of this one."""
+        """Another site on the same account is told of this one, and sees and removes nothing of
+        it."""
         lease_id = new_id(16)
         await cloud.create(await self.build(cloud, lease_id))
         await self.eventually(lambda: self.shown(cloud, lease_id))
         stranger = make_cloud(OTHER_SITE)
         assert await stranger.things() == []
+        with contextlib.suppress(InvalidSpec):  # not every cloud can tell
+            assert Tags.of(SITE, "").site in await stranger.sites()
         await self.removed(stranger, lease_id)
         await stranger.close()
         assert await self.shown(cloud, lease_id)
+
+    async def test_networks_are_made_by_name(self, cloud: Cloud, make_cloud: MakeCloud) -> None:
+        """Once each, found for machines, kept while one is in them, and then removed; or it is
+        said that there are none."""
+        name, tags = f"n-{new_id(8)}", Tags.of(SITE, NETWORK)
+        if not cloud.names_networks:
+            with pytest.raises(InvalidSpec) as refused:
+                await cloud.make_network(tags, name, "10.77.0.0/24", "")
+            assert_telling(refused.value)
+            assert await cloud.networks() == []
+            return
+        lease_id = new_id(16)
+        build = await self.build(cloud, lease_id)
+        with pytest.raises(NotFound):
+            await cloud.named_network(name, build.place)
+        for _ in range(2):
+            await cloud.make_network(tags, name, "10.77.0.0/24", "")
+        (there,) = await cloud.networks()
+        assert (there.name, there.cidr) == (name, "10.77.0.0/24")
+        stranger = make_cloud(OTHER_SITE)
+        assert await stranger.networks() == []
+        assert await stranger.remove_network(name)
+        await stranger.close()
+        found = await cloud.named_network(name, build.place)
+        assert await cloud.named_network(name, build.place) == found
+        inside = build.model_copy(update={"network": found, "named_network": True})
+        await cloud.create(inside)
+        await self.eventually(lambda: self.shown(cloud, lease_id))
+        assert not await cloud.remove_network(name)
+        assert [one.name for one in await cloud.networks()] == [name]
+        mine = [thing for thing in await cloud.things() if thing.name == name]
+        assert mine
+        assert {thing.tags.lease for thing in mine} == {NETWORK}
+        await self.removed(cloud, lease_id)
+        assert [one.name for one in await cloud.networks()] == [name]
+        await self.eventually(partial(cloud.remove_network, name))
+        assert await cloud.networks() == []
 
     async def test_user_data_up_to_the_limit_is_taken(self, cloud: Cloud) -> None:
         """The limit that it tells is one that holds."""

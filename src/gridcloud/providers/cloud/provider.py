@@ -12,8 +12,16 @@ from typing import assert_never
 from gridcloud.errors import Conflict, GridcloudError, NotFound, TimedOut, Unavailable
 from gridcloud.model.lease import Lease, Machine
 from gridcloud.model.machine import LaunchStep
-from gridcloud.model.things import KEPT, SHARED, Tags, Thing, Volume
-from gridcloud.providers.base import Capacity, MachineMaker, Making, Provider, ProviderContext
+from gridcloud.model.things import KEPT, NETWORK, SHARED, Network, Tags, Thing, Volume
+from gridcloud.providers.base import (
+    Capacity,
+    MachineMaker,
+    Making,
+    Neighbourly,
+    NetworkKeeper,
+    Provider,
+    ProviderContext,
+)
 from gridcloud.providers.cloud.catalogue import Catalogue
 from gridcloud.providers.cloud.clouds import Cloud, Condition
 from gridcloud.providers.cloud.launching import (
@@ -39,7 +47,7 @@ _BOOT_LOG_SECONDS, _CHECK_SECONDS = 20.0, 60.0
 _LONGEST_LOG = 64 * 1024
 
 
-class CloudProvider(Provider, MachineMaker):
+class CloudProvider(Provider, MachineMaker, NetworkKeeper, Neighbourly):
     """Makes machines at ``cloud``. A cloud's own provider reads its section and hands both on:
 
         class MyProvider(CloudProvider):
@@ -126,7 +134,7 @@ class CloudProvider(Provider, MachineMaker):
         await self._clear(partial(self._pace.call, partial(self._cloud.remove, lease_id)))
 
     async def made(self) -> list[str]:
-        """See `Provider`. Volumes that are kept belong to no lease.
+        """See `Provider`. Volumes that are kept, and networks with names, belong to no lease.
 
         What leases shared goes with the last of them; if it was left behind it is listed under
         `SHARED`, so that it is removed as any other stray. A lease's second machine, and what is
@@ -136,7 +144,7 @@ class CloudProvider(Provider, MachineMaker):
         things = [thing for thing in await self.things() if thing.tags.site == mine]
         await self._tidy(things)
         found = {thing.tags.lease for thing in things}
-        leases = found - {KEPT, SHARED}
+        leases = found - {KEPT, SHARED, NETWORK}
         unused = not leases and not self._launches
         return sorted(leases) or sorted(found & {SHARED} if unused else ())
 
@@ -150,6 +158,10 @@ class CloudProvider(Provider, MachineMaker):
     async def things(self) -> list[Thing]:
         """See `MachineMaker`."""
         return await self._pace.call(self._cloud.things)
+
+    async def sites(self) -> set[str]:
+        """See `Neighbourly`."""
+        return await self._pace.call(self._cloud.sites)
 
     async def boot_log(self, lease_id: str) -> str:
         """See `MachineMaker`. What could steer a terminal is left out."""
@@ -176,6 +188,31 @@ class CloudProvider(Provider, MachineMaker):
             near = ", ".join(sorted(there)) or "none"
             raise NotFound(f"There is no volume {name!r} here.", hint=f"There are: {near}.")
         await self._pace.call(partial(self._cloud.remove_volume, there[name].id))
+
+    @property
+    def names_networks(self) -> bool:
+        """See `NetworkKeeper`."""
+        return self._cloud.names_networks
+
+    async def networks(self) -> list[Network]:
+        """See `NetworkKeeper`."""
+        return await self._pace.call(self._cloud.networks)
+
+    async def make_network(self, name: str, cidr: str, region: str) -> None:
+        """See `NetworkKeeper`."""
+        for there in await self.networks():
+            if there.name == name and (there.cidr != cidr or region not in {"", there.region}):
+                where = f" in {there.region}" if there.region else ""
+                raise Conflict(
+                    f"There is a network {name!r} already: {there.cidr}{where}.",
+                    hint="Bring its stack down first, or choose another name.",
+                )
+        tags = Tags.of(self.context.site_key, NETWORK)
+        await self._pace.call(partial(self._cloud.make_network, tags, name, cidr, region))
+
+    async def remove_network(self, name: str) -> None:
+        """See `NetworkKeeper`."""
+        await self._clear(partial(self._pace.call, partial(self._cloud.remove_network, name)))
 
     async def close(self) -> None:
         """See `Provider`. Launches that are under way stop where they are."""

@@ -195,7 +195,12 @@ class Steps:
         return beside
 
     async def _prepare_network(self, place: str) -> None:
-        shared = self._shared
+        shared, named = self._shared, self._lease.order.network
+        if named:
+            self._network = await self._whole(
+                self._call(partial(self._cloud.named_network, named, place))
+            )
+            return
         lock = shared.network_locks.setdefault(place, asyncio.Lock())
         if place not in shared.networks:
             async with lock:
@@ -244,6 +249,7 @@ class Steps:
             place=place,
             image=image,
             network=self._network,
+            named_network=bool(lease.order.network),
             user_data=self._known(self._first_boot).user_data,
             volumes=tuple(self._volumes.values()),
             spot=lease.order.spot,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from gridcloud.model.things import KEPT, MACHINE, SHARED, Thing
+from gridcloud.model.things import KEPT, MACHINE, NETWORK, SHARED, Thing
 
 #: A machine that a list lacks may only be shown late.
 _GONE_AFTER_SECONDS = 60.0
@@ -25,7 +25,7 @@ class Tidying:
         launched is left alone."""
         all_of = Counter(thing.tags.lease for thing in things)
         machines = Counter(thing.tags.lease for thing in things if thing.kind == MACHINE)
-        settled = set(all_of) - {KEPT, SHARED} - set(launching)
+        settled = set(all_of) - {KEPT, SHARED, NETWORK} - set(launching)
         self._without_machine = {
             lease: self._without_machine.get(lease, now)
             for lease in sorted(settled)

@@ -23,12 +23,13 @@ from gridcloud.errors import (
     Unavailable,
 )
 from gridcloud.model.machine import VolumeMount
-from gridcloud.model.things import KEPT, SITE_TAG, Tags
+from gridcloud.model.things import SITE_TAG, Tags
 from gridcloud.providers.containers import recipe
 from gridcloud.providers.containers.engine import TRIES, Engine
 from gridcloud.providers.containers.finding import find_engine
 from gridcloud.providers.containers.recipe import Host
 from gridcloud.providers.containers.streams import join
+from gridcloud.providers.containers.volumes import Volumes
 
 _START_SECONDS, _REMOVE_SECONDS = 20.0, 60.0
 _POLL_SECONDS = 0.02
@@ -48,6 +49,8 @@ class Containers:
         self._engine: Engine | None = None
         self._closed = False
         self._host: tuple[Host, dict[str, Any]] | None = None
+        #: The named volumes of the site, to be listed, made and removed.
+        self.volumes = Volumes(self.reach, site_key)
 
     async def close(self) -> None:
         """Let go of the engine, for good; containers go on. Idempotent."""
@@ -122,6 +125,16 @@ class Containers:
             )
             self._host = host, info
         return self._host
+
+    async def sites(self) -> set[str]:
+        """Return the sites of which there is a container or a volume."""
+        engine = await self.reach()
+        query = {"all": "true", "filters": json.dumps({"label": [SITE_TAG]})}
+        found = await engine.call("GET", "/containers/json", query=query)
+        there = found if isinstance(found, list) else []
+        labels = [one.get("Labels") for one in there if isinstance(one, dict)]
+        tags = [Tags.read(each) for each in labels if isinstance(each, dict)]
+        return {each.site for each in tags if each} | await self.volumes.sites()
 
     async def ours(self) -> list[tuple[Tags, dict[str, str]]]:
         """Return tags and labels of every container of this site, running or not."""
@@ -235,8 +248,7 @@ class Containers:
                     f"There is no volume {volume.name!r} to be mounted at {volume.path}.",
                     hint=f"Give it a size to have it made, as in {volume.name}:10G:{volume.path}.",
                 ) from error
-            labels = Tags.of(self._site_key, KEPT).written()
-            await engine.call("POST", "/volumes/create", body={"Name": name, "Labels": labels})
+            await self.volumes.make(volume.name, volume.size_bytes)
 
     async def fetch(self, image: str, seconds: float, tell: Callable[[str], None]) -> None:
         """Have the engine fetch an image, telling its progress. Idempotent.

@@ -15,18 +15,22 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from gridcloud.errors import (
-    GridcloudError,
-    NoCapacity,
-    NotFound,
-)
+from gridcloud.errors import Conflict, GridcloudError, NoCapacity, NotFound
 from gridcloud.model.asking import Question
 from gridcloud.model.identifiers import new_id
 from gridcloud.model.lease import Lease, LeaseRole, LeaseState, Machine
 from gridcloud.model.machine import LaunchStep
 from gridcloud.model.need import Need, Resources
-from gridcloud.model.things import Tags
-from gridcloud.providers.base import Capacity, Lender, Provider, ProviderContext, read_section
+from gridcloud.model.things import Tags, Volume
+from gridcloud.providers.base import (
+    Capacity,
+    Lender,
+    Neighbourly,
+    Provider,
+    ProviderContext,
+    VolumeKeeper,
+    read_section,
+)
 from gridcloud.providers.containers import recipe
 from gridcloud.providers.containers.finding import find_engine
 from gridcloud.providers.containers.folders import Facts, Folder, folders
@@ -45,7 +49,7 @@ _TELL_PULL_EVERY_SECONDS = 5.0
 _PULL_TRIES = 3
 
 
-class ContainersProvider(Provider, Lender):
+class ContainersProvider(Provider, Lender, VolumeKeeper, Neighbourly):
     """Containers on this host. An own lease's job sees its home at the path it has on the host; a
     guest's is ``/home/guest``. Its `Machine` is a ``sandbox``: it is entered, never used bare."""
 
@@ -162,6 +166,24 @@ class ContainersProvider(Provider, Lender):
         """Let go of the engine; containers go on. Idempotent."""
         await self._keeping.close()
         await self._containers.close()
+
+    async def volumes(self) -> list[Volume]:
+        """See `VolumeKeeper`. The size is what was asked for; the engine does not bound it."""
+        return await self._containers.volumes.listed()
+
+    async def make_volume(self, name: str, size_bytes: int) -> None:
+        """See `VolumeKeeper`."""
+        if any(volume.name == name for volume in await self.volumes()):
+            raise Conflict(f"There is a volume {name!r} already.", hint="Choose another name.")
+        await self._containers.volumes.make(name, size_bytes)
+
+    async def remove_volume(self, name: str) -> None:
+        """See `VolumeKeeper`."""
+        await self._containers.volumes.remove(name)
+
+    async def sites(self) -> set[str]:
+        """See `Neighbourly`."""
+        return await self._containers.sites()
 
     async def lending_problem(self) -> str:
         """See `Lender`: the engine must answer, and the image be here."""

@@ -169,6 +169,11 @@ class LibcloudCloud(Cloud):
                 found.append(Thing(kind=MACHINE, id=str(node.id), tags=tags))
         return found
 
+    async def sites(self) -> set[str]:
+        """See `Cloud`."""
+        found = await self._ask("list_nodes", lambda driver: driver.list_nodes())
+        return {named[1] for node in found if (named := _NAME.fullmatch(str(node.name)))}
+
     async def close(self) -> None:
         """See `Cloud`."""
         self._closed = True

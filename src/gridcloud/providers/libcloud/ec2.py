@@ -3,53 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from gridcloud.errors import NotFound, Unavailable
+from gridcloud.errors import Unavailable
 from gridcloud.model.shape import Headroom, Shape
-from gridcloud.model.things import SHARED, Tags, Thing, Volume
-from gridcloud.providers.cloud.clouds import Build, Cloud, Image, Server
-from gridcloud.providers.libcloud import images, instance_types, servers, volumes
+from gridcloud.model.things import SHARED, Network, Tags, Thing, Volume
+from gridcloud.providers.cloud.clouds import Build, Image, Server
+from gridcloud.providers.cloud.regional import RegionalCloud
+from gridcloud.providers.libcloud import (
+    images,
+    instance_types,
+    named_networks,
+    servers,
+    volumes,
+)
 from gridcloud.providers.libcloud.asking import Json, Region, Regions
+from gridcloud.providers.libcloud.named_networks import NamedNetwork
 from gridcloud.providers.libcloud.networks import Networks
 from gridcloud.providers.libcloud.section import EC2Section
+from gridcloud.providers.libcloud.tagging import sites
 
 _REMEMBERED = 10_000
 
 
-class EC2Cloud(Cloud):
-    """See `Cloud`. A place is ``REGION/ZONE``, and a volume's id ``REGION/ID``.
+class EC2Cloud(RegionalCloud[Region]):
+    """See `Cloud`.
 
     Besides connections it keeps only what saves questions: nothing that is not at EC2.
     """
 
     user_data_limit: ClassVar[int] = 16 * 1024
     deletes_what_is_off: ClassVar[bool] = True
+    names_networks: ClassVar[bool] = True
     shows_late_seconds: ClassVar[float] = 5.0
 
     def __init__(self, section: EC2Section, site_key: str) -> None:
+        super().__init__(Regions(section))
         self._section = section
         self._site = Tags.of(site_key, "").site
-        self._regions = Regions(section)
         self._networks: dict[str, Networks] = {}
+        self._named: dict[tuple[str, str], NamedNetwork] = {}
         self._images: dict[str, Json] = {}
         #: Machines that EC2 ended by itself and that were cleared away; it shows them for an hour.
         self._dismissed: set[str] = set()
-
-    async def shapes(self) -> tuple[Shape, ...]:
-        """See `Cloud`. A region that is down is left out, if another one answers."""
-        regions = await self._regions.all()
-        answers = await asyncio.gather(
-            *(instance_types.shapes(region, self._section) for region in regions),
-            return_exceptions=True,
-        )
-        failures = [answer for answer in answers if isinstance(answer, BaseException)]
-        for failure in failures:
-            if not isinstance(failure, Unavailable) or len(failures) == len(answers):
-                raise failure
-        return tuple(
-            shape for found in answers if not isinstance(found, BaseException) for shape in found
-        )
 
     async def headroom(self, region: str) -> Headroom:
         """See `Cloud`. EC2 tells its quotas elsewhere; they show when a machine is made."""
@@ -84,7 +80,8 @@ class EC2Cloud(Cloud):
             image = self._images[build.image.id]
             return await servers.create(region, build, image, public=public)
         except Unavailable:
-            self._network_of(region).outdated()
+            for network in (self._network_of(region), *self._named.values()):
+                network.outdated()
             raise
 
     async def server(self, lease_id: str) -> Server | None:
@@ -105,29 +102,6 @@ class EC2Cloud(Cloud):
             return await servers.boot_log(region, str(machine["instanceId"]))
         return ""
 
-    async def remove(self, lease_id: str) -> bool:
-        """See `Cloud`."""
-        regions = await self._regions.all()
-        gone = await asyncio.gather(*(self._remove(region, lease_id) for region in regions))
-        return all(gone)
-
-    async def remove_others(self, lease_id: str) -> None:
-        """See `Cloud`. A launch that was moved to another place may have left one there."""
-        alive = [(r, m) for r, m in await self._of_lease(lease_id) if servers.alive([m])]
-        for region, machine in alive[1:]:
-            await servers.remove(region, [machine])
-
-    async def things(self) -> list[Thing]:
-        """See `Cloud`. All regions must answer: a list with a hole would hide what is in it."""
-        regions = await self._regions.all()
-        found = await asyncio.gather(*(self._things(region) for region in regions))
-        return [thing for things in found for thing in things]
-
-    async def extended(self, tags: Tags) -> None:
-        """See `Cloud`."""
-        for region, machine in await self._of_lease(tags.lease):
-            await servers.note_end(region, servers.alive([machine]), tags)
-
     async def volumes(self) -> list[Volume]:
         """See `Cloud`."""
         listed = []
@@ -146,25 +120,33 @@ class EC2Cloud(Cloud):
         made = await volumes.ready(region, self._section, tags, name, size_bytes, zone)
         return f"{region.name}/{made}"
 
-    async def attach(self, lease_id: str, volume: str) -> str:
-        """See `Cloud`. The device is that of types on Nitro."""
-        for region, machine in await self._of_lease(lease_id):
-            if servers.alive([machine]):
-                return await volumes.attach(region, machine, volume.rpartition("/")[2])
-        raise NotFound("The machine is gone.", hint="Start it again with its volume.")
-
-    async def remove_volume(self, volume: str) -> None:
+    async def networks(self) -> list[Network]:
         """See `Cloud`."""
-        name, _, one = volume.rpartition("/")
-        await volumes.remove(await self._regions.named(name), one)
+        found = await self._of_each(lambda region: named_networks.vpcs(region, self._site))
+        return [named_networks.read(one, region.name) for region, vpcs in found for one in vpcs]
 
-    async def close(self) -> None:
+    async def make_network(self, tags: Tags, name: str, cidr: str, region: str) -> None:
+        """See `Cloud`. A VPC of its own."""
+        where = await self._regions.named(region) if region else (await self._regions.all())[0]
+        await self._named_of(where, name).make(cidr)
+
+    async def named_network(self, name: str, place: str) -> str:
         """See `Cloud`."""
-        self._regions.close()
+        region, zone = await self._at(place)
+        return await self._named_of(region, name).ready("", zone)
 
-    async def _at(self, place: str) -> tuple[Region, str]:
-        name, _, zone = place.partition("/")
-        return await self._regions.named(name), zone
+    async def remove_network(self, name: str) -> bool:
+        """See `Cloud`."""
+        gone = await self._of_each(lambda region: self._named_of(region, name).remove())
+        return all(left for _, left in gone)
+
+    def _named_of(self, region: Region, name: str) -> NamedNetwork:
+        key = region.name, name
+        if key not in self._named:
+            if len(self._named) >= _REMEMBERED:
+                self._named.clear()
+            self._named[key] = NamedNetwork(region, self._section, self._site, name)
+        return self._named[key]
 
     def _network_of(self, region: Region) -> Networks:
         if region.name not in self._networks:
@@ -177,17 +159,33 @@ class EC2Cloud(Cloud):
         self._images[str(image["imageId"])] = image
 
     async def _of_lease(self, lease_id: str) -> list[tuple[Region, Json]]:
-        regions = await self._regions.all()
-        found = await asyncio.gather(
-            *(servers.of_lease(region, self._site, lease_id) for region in regions)
-        )
-        return [
-            (region, machine)
-            for region, machines in zip(regions, found, strict=True)
-            for machine in machines
-        ]
+        """Return the machines of a lease, those that have ended, too."""
+        found = await self._of_each(lambda region: servers.of_lease(region, self._site, lease_id))
+        return [(region, machine) for region, machines in found for machine in machines]
 
-    async def _remove(self, region: Region, lease_id: str) -> bool:
+    async def _shapes_of(self, region: Region) -> list[Shape]:
+        return await instance_types.shapes(region, self._section)
+
+    async def _alive_of(self, region: Region, lease_id: str) -> list[Any]:
+        return servers.alive(await servers.of_lease(region, self._site, lease_id))
+
+    async def _end_of(self, region: Region, machine: Any) -> None:
+        await servers.remove(region, [machine])
+
+    async def _note_end_of(self, region: Region, machine: Any, tags: Tags) -> None:
+        await servers.note_end(region, [machine], tags)
+
+    async def _attach_of(self, region: Region, machine: Any, volume: str) -> str:
+        """See `Cloud.attach`. The device is that of types on Nitro."""
+        return await volumes.attach(region, machine, volume)
+
+    async def _remove_volume_of(self, region: Region, volume: str) -> None:
+        await volumes.remove(region, volume)
+
+    async def _sites_of(self, region: Region) -> set[str]:
+        return await sites(region)
+
+    async def _remove_of(self, region: Region, lease_id: str) -> bool:
         network = self._network_of(region)
         found = await servers.of_lease(region, self._site, lease_id)
         await servers.remove(region, found)
@@ -200,7 +198,7 @@ class EC2Cloud(Cloud):
         machines = bool(await servers.of_site(region, self._site))
         return await network.tidy(machines, asked=lease_id == SHARED)
 
-    async def _things(self, region: Region) -> list[Thing]:
+    async def _things_of(self, region: Region) -> list[Thing]:
         machines, disks, networks = await asyncio.gather(
             servers.of_site(region, self._site),
             volumes.of_site(region, self._site),

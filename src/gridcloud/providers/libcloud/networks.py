@@ -14,11 +14,11 @@ import contextlib
 from ipaddress import IPv4Network, ip_network
 
 from gridcloud.errors import Conflict, InvalidSpec, NotFound, Unavailable
-from gridcloud.model.things import SHARED, Tags, Thing
+from gridcloud.model.things import NAME_TAG, SHARED, Tags, Thing
 from gridcloud.providers.libcloud.asking import Json, Region, filters, items
 from gridcloud.providers.libcloud.errors import code_of, not_understood
 from gridcloud.providers.libcloud.section import EC2Section
-from gridcloud.providers.libcloud.tagging import carrying, of, specified
+from gridcloud.providers.libcloud.tagging import carrying, of, specified, words
 
 _NEW_BITS = 4
 _FRESH_SECONDS = 20.0
@@ -37,8 +37,9 @@ class Networks:
 
     def __init__(self, region: Region, section: EC2Section, site: str) -> None:
         self._region, self._section = region, section
-        self._shared = Tags(site=site, lease=SHARED)
+        self._tags = Tags(site=site, lease=SHARED)
         self._name = f"gridcloud-{site}"
+        self._range = section.subnet
         self._lock = asyncio.Lock()
         #: Leases for which the network was asked for, and that were not removed yet.
         self._users: set[str] = set()
@@ -93,10 +94,16 @@ class Networks:
         """Return everything here that carries this site's tag. None of it costs."""
         listed = await asyncio.gather(*(self._listed(kind) for kind in _KINDS))
         return [
-            Thing(kind=kind.replace("-", " "), id=str(one[_KINDS[kind][2]]), tags=tags, costs=False)
+            Thing(
+                kind=kind.replace("-", " "),
+                id=str(one[_KINDS[kind][2]]),
+                tags=tags,
+                costs=False,
+                name=words(one).get(NAME_TAG, ""),
+            )
             for kind, found in zip(_KINDS, listed, strict=True)
             for one in found
-            if (tags := of(one)) and tags.site == self._shared.site
+            if (tags := of(one)) and tags.site == self._tags.site
         ]
 
     async def _complete(self, zone: str) -> str:
@@ -137,8 +144,8 @@ class Networks:
             return found[0]
         answer = await self._region.ask(
             "CreateVpc",
-            CidrBlock=self._section.subnet,
-            TagSpecification=specified(self._shared, self._name, "vpc"),
+            CidrBlock=self._range,
+            TagSpecification=self._specified("vpc"),
         )
         made = _id(answer.get("vpc"), "vpcId")
         return min([made, *await self._mine("vpc")])
@@ -148,7 +155,7 @@ class Networks:
         gateways = [
             one
             for one in await self._listed("internet-gateway")
-            if of(one) == self._shared
+            if self._is_mine(one)
             and {str(a.get("vpcId")) for a in items(one, "attachmentSet")} <= {vpc}
         ]
         gateways.sort(key=lambda one: (not one.get("attachmentSet"), one["internetGatewayId"]))
@@ -157,7 +164,7 @@ class Networks:
         else:
             answer = await self._region.ask(
                 "CreateInternetGateway",
-                TagSpecification=specified(self._shared, self._name, "internet-gateway"),
+                TagSpecification=self._specified("internet-gateway"),
             )
             gateway, attached = _id(answer.get("internetGateway"), "internetGatewayId"), []
         if not attached:
@@ -191,7 +198,7 @@ class Networks:
         if own:
             return min(str(one["subnetId"]) for one in own)
         taken = {str(one.get("cidrBlock")) for one in there}
-        ranges = IPv4Network(self._section.subnet).subnets(_NEW_BITS)
+        ranges = IPv4Network(self._range).subnets(_NEW_BITS)
         free = next((str(one) for one in ranges if str(one) not in taken), "")
         if not free:
             raise InvalidSpec(
@@ -202,7 +209,7 @@ class Networks:
             VpcId=vpc,
             CidrBlock=free,
             AvailabilityZone=zone,
-            TagSpecification=specified(self._shared, self._name, "subnet"),
+            TagSpecification=self._specified("subnet"),
         )
         return _id(answer.get("subnet"), "subnetId")
 
@@ -212,7 +219,7 @@ class Networks:
         found = await self._region.listed(
             "DescribeSecurityGroups", "securityGroupInfo", Filter=wanted
         )
-        found = [one for one in found if of(one) == self._shared]
+        found = [one for one in found if self._is_mine(one)]
         known: set[str] = set()
         if found:
             group = str(found[0]["groupId"])
@@ -225,7 +232,7 @@ class Networks:
                 VpcId=vpc,
                 GroupName=self._name,
                 GroupDescription="gridcloud: SSH to its machines",
-                TagSpecification=specified(self._shared, self._name, "security-group"),
+                TagSpecification=self._specified("security-group"),
             )
             group = _id(answer, "groupId")
         for source in self._section.ssh_from:
@@ -238,14 +245,21 @@ class Networks:
                 )
         return group
 
+    def _is_mine(self, one: Json) -> bool:
+        """Whether a thing of this site's is part of this network."""
+        return of(one) == self._tags
+
+    def _specified(self, kind: str) -> list[Json]:
+        return specified(self._tags, self._name, kind)
+
     async def _mine(self, kind: str) -> list[str]:
         """Return the ids of what is shared of a kind, in an order that is always the same."""
         found = await self._listed(kind)
-        return sorted(str(one[_KINDS[kind][2]]) for one in found if of(one) == self._shared)
+        return sorted(str(one[_KINDS[kind][2]]) for one in found if self._is_mine(one))
 
     async def _listed(self, kind: str) -> list[Json]:
         call, what, _ = _KINDS[kind]
-        return await self._region.listed(call, what, Filter=carrying(self._shared.site))
+        return await self._region.listed(call, what, Filter=carrying(self._tags.site))
 
     async def _remove(self, kind: str, one: str) -> None:
         delete = self._region.delete

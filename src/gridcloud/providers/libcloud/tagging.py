@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gridcloud.model.things import LEASE_TAG, SITE_TAG, Tags
-from gridcloud.providers.libcloud.asking import Json, filters, items
+from gridcloud.model.things import LEASE_TAG, NAME_TAG, SITE_TAG, Tags
+from gridcloud.providers.libcloud.asking import Json, Region, filters, items
 
 
-def specified(tags: Tags, name: str, *kinds: str) -> list[Json]:
-    """Return the tag specifications of a call that makes things of these kinds."""
-    pairs = {"Name": name, **tags.written()}
+def specified(tags: Tags, name: str, *kinds: str, called: str = "") -> list[Json]:
+    """Return the tag specifications of a call that makes things of these kinds; ``called`` is the
+    name of the network that they are part of."""
+    pairs = {"Name": name, **tags.written()} | ({NAME_TAG: called} if called else {})
     tag = [{"Key": key, "Value": value} for key, value in pairs.items()]
     return [{"ResourceType": kind, "Tag": tag} for kind in kinds]
 
@@ -33,3 +34,10 @@ def carrying(site: str, lease: str = "", **more: str | list[str]) -> list[Json]:
     if lease:
         wanted[f"tag:{LEASE_TAG}"] = lease
     return filters(wanted | {name.replace("_", "-"): value for name, value in more.items()})
+
+
+async def sites(region: Region) -> set[str]:
+    """Return the sites of which something is in a region."""
+    wanted = filters({"key": SITE_TAG})
+    found = await region.listed("DescribeTags", "tagSet", Filter=wanted)
+    return {str(one.get("value")) for one in found}

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 from gridcloud.errors import Conflict, Forbidden, InvalidSpec, NoCapacity, NotFound, Unavailable
 from gridcloud.model.need import Resources
 from gridcloud.model.shape import Headroom, Shape
-from gridcloud.model.things import Tags, Thing, Volume
+from gridcloud.model.things import Network, Tags, Thing, Volume
 from gridcloud.providers.cloud.clouds import Build, Cloud, Image, Server
 from gridcloud.providers.lxd import images, instances
 from gridcloud.providers.lxd.api import API
 from gridcloud.providers.lxd.connecting import Remotes
 from gridcloud.providers.lxd.instances import name_of, path_of
+from gridcloud.providers.lxd.networks import Networks
 from gridcloud.providers.lxd.section import LXDSection
 from gridcloud.providers.lxd.volumes import Volumes
 
@@ -33,6 +34,7 @@ class LXDCloud(Cloud):
 
     user_data_limit: ClassVar[int] = 256 * 1024
     deletes_what_is_off: ClassVar[bool] = True
+    names_networks: ClassVar[bool] = True
     # LXD shows at once what it made; but one may still be about to take in a request.
     shows_late_seconds: ClassVar[float] = 0.5
 
@@ -41,6 +43,7 @@ class LXDCloud(Cloud):
         self._site = Tags.of(site_key, "").site
         self._api = API(lambda: self._remotes.way(section.remote, section.socket), section.project)
         self._volumes = Volumes(self._api, section, self._site)
+        self._networks = Networks(self._api, self._site)
 
     async def shapes(self) -> tuple[Shape, ...]:
         """See `Cloud`. Those of the settings, else three parts of the host."""
@@ -176,15 +179,27 @@ class LXDCloud(Cloud):
 
     async def things(self) -> list[Thing]:
         """See `Cloud`."""
-        told, volumes = await asyncio.gather(
-            self._api.get("/instances", recursion="1"), self._volumes.things()
+        told, volumes, networks = await asyncio.gather(
+            self._api.get("/instances", recursion="1"),
+            self._volumes.things(),
+            self._networks.things(),
         )
         found = []
         for one in told or []:
             tags = instances.tags_of(one)
             if tags is not None and tags.site == self._site:
                 found.append(Thing(kind="machine", id=one["name"], tags=tags))
-        return [*found, *volumes]
+        return [*found, *volumes, *networks]
+
+    async def sites(self) -> set[str]:
+        """See `Cloud`."""
+        told, *sites = await asyncio.gather(
+            self._api.get("/instances", recursion="1"),
+            self._volumes.sites(),
+            self._networks.sites(),
+        )
+        machines = {tags.site for one in told or [] if (tags := instances.tags_of(one))}
+        return machines.union(*sites)
 
     async def extended(self, tags: Tags) -> None:
         """See `Cloud`."""
@@ -211,6 +226,24 @@ class LXDCloud(Cloud):
     async def remove_volume(self, volume: str) -> None:
         """See `Cloud`."""
         await self._volumes.remove(volume)
+
+    async def networks(self) -> list[Network]:
+        """See `Cloud`."""
+        return await self._networks.listed()
+
+    async def make_network(self, tags: Tags, name: str, cidr: str, region: str) -> None:
+        """See `Cloud`. A bridge, which this host reaches as any other of LXD."""
+        if region:
+            raise InvalidSpec("LXD has no regions.", hint="Leave the network's region out.")
+        await self._networks.make(tags, name, cidr)
+
+    async def named_network(self, name: str, place: str) -> str:
+        """See `Cloud`."""
+        return await self._networks.ready(name)
+
+    async def remove_network(self, name: str) -> bool:
+        """See `Cloud`."""
+        return await self._networks.remove(name)
 
     async def close(self) -> None:
         """See `Cloud`."""

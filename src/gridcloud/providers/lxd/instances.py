@@ -55,8 +55,9 @@ def request(build: Build, section: LXDSection, source: dict[str, str]) -> dict[s
     if build.shape.disk_bytes:
         size = str(build.shape.disk_bytes)
         devices["root"] = {"type": "disk", "path": "/", "pool": section.pool, "size": size}
-    if section.network:
-        devices["eth0"] = {"type": "nic", "name": "eth0", "network": section.network}
+    # What the profiles give is left as it is.
+    if section.network or build.named_network:
+        devices["eth0"] = {"type": "nic", "name": "eth0", "network": build.network}
     return {
         "name": name_of(build.tags.lease),
         "description": build.name,

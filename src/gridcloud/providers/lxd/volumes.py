@@ -34,6 +34,10 @@ class Volumes:
         tags = Tags(site=self._site, lease=KEPT)
         return [Thing(kind="volume", id=one["name"], tags=tags) for one in await self._mine()]
 
+    async def sites(self) -> set[str]:
+        """Return the sites that have some here."""
+        return {str(one["config"][f"user.{SITE_TAG}"]) for one in await self._tagged()}
+
     async def made(self, tags: Tags, name: str, size_bytes: int, place: str) -> str:
         """Return the volume of a name, made if it is not there. See `Cloud.volume`."""
         own = f"gridcloud-{self._site[:12]}-{name}"
@@ -117,13 +121,17 @@ class Volumes:
         return {_last(path) for path in told.get("used_by") or []}
 
     async def _mine(self) -> list[dict[str, Any]]:
+        site = f"user.{SITE_TAG}"
+        return [one for one in await self._tagged() if one["config"][site] == self._site]
+
+    async def _tagged(self) -> list[dict[str, Any]]:
+        """Return the volumes of all sites in the project."""
         told = await self._api.get(self._path, recursion="1")
-        tagged = f"user.{SITE_TAG}", f"user.{LEASE_TAG}"
+        tagged = {f"user.{SITE_TAG}", f"user.{LEASE_TAG}"}
         return [
             one
             for one in told or []
-            if one["config"].get(tagged[0]) == self._site
-            and tagged[1] in one["config"]
+            if tagged <= one["config"].keys()
             and one.get("project", self._api.project) == self._api.project
         ]
 

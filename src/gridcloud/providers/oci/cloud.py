@@ -6,20 +6,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
-from gridcloud.errors import NotFound, Unavailable
+from gridcloud.errors import Unavailable
 from gridcloud.model.shape import Headroom, Shape
-from gridcloud.model.things import MACHINE, SHARED, Tags, Thing, Volume
-from gridcloud.providers.cloud.clouds import Build, Cloud, Condition, Image, Server
-from gridcloud.providers.oci import images, servers, shapes, volumes
+from gridcloud.model.things import MACHINE, SHARED, Network, Tags, Thing, Volume
+from gridcloud.providers.cloud.clouds import Build, Condition, Image, Server
+from gridcloud.providers.cloud.regional import RegionalCloud
+from gridcloud.providers.oci import images, named_networks, servers, shapes, volumes
 from gridcloud.providers.oci.asking import Region, Regions
+from gridcloud.providers.oci.named_networks import NamedNetwork
 from gridcloud.providers.oci.networks import Networks
 from gridcloud.providers.oci.section import OCISection
-from gridcloud.providers.oci.tagging import gone, leaving, of_site
+from gridcloud.providers.oci.tagging import gone, leaving, of, of_site
 
 _REMEMBERED = 10_000
 
 
-class OCICloud(Cloud):
+class OCICloud(RegionalCloud[Region]):
     """See `Cloud`. A place is ``REGION/AVAILABILITY-DOMAIN``, and a volume's id ``REGION/OCID``.
 
     Besides connections it keeps only what saves questions: nothing that is not at OCI.
@@ -28,30 +30,18 @@ class OCICloud(Cloud):
     #: OCI takes 32 000 bytes of metadata in all, of which this is the part before base64.
     user_data_limit: ClassVar[int] = 23 * 1024
     shows_late_seconds: ClassVar[float] = 5.0
+    names_networks: ClassVar[bool] = True
 
     def __init__(self, section: OCISection, site_key: str) -> None:
+        super().__init__(Regions(section))
         self._section = section
         self._site = Tags.of(site_key, "").site
-        self._regions = Regions(section)
         self._networks: dict[str, Networks] = {}
+        self._named: dict[tuple[str, str], NamedNetwork] = {}
         #: The addresses of machines, which do not change.
         self._addresses: dict[str, str] = {}
         #: Tokens that OCI does not take again.
         self._spent: set[str] = set()
-
-    async def shapes(self) -> tuple[Shape, ...]:
-        """See `Cloud`. A region that is down is left out, if another one answers."""
-        regions = await self._regions.all()
-        answers = await asyncio.gather(
-            *(shapes.shapes(region, self._section) for region in regions), return_exceptions=True
-        )
-        failures = [answer for answer in answers if isinstance(answer, BaseException)]
-        for failure in failures:
-            if not isinstance(failure, Unavailable) or len(failures) == len(answers):
-                raise failure
-        return tuple(
-            shape for found in answers if not isinstance(found, BaseException) for shape in found
-        )
 
     async def headroom(self, region: str) -> Headroom:
         """See `Cloud`."""
@@ -82,55 +72,25 @@ class OCICloud(Cloud):
             public = self._section.address == "public"
             return await servers.create(region, build, self._spent, public=public)
         except Unavailable:
-            self._network_of(region).outdated()
+            for network in (self._network_of(region), *self._named.values()):
+                network.outdated()
             raise
 
     async def server(self, lease_id: str) -> Server | None:
         """See `Cloud`. One that ended, as spot capacity that was taken back, is not shown."""
-        for region, found in await self._of_lease(lease_id):
-            for machine in servers.alive(found):
-                condition = servers.condition(machine)
-                where = ""
-                if condition is Condition.RUNNING:
-                    where = await self._address(region, machine)
-                return Server(id=str(machine.id), condition=condition, address=where)
+        for region, machine in await self._alive(lease_id):
+            condition = servers.condition(machine)
+            where = ""
+            if condition is Condition.RUNNING:
+                where = await self._address(region, machine)
+            return Server(id=str(machine.id), condition=condition, address=where)
         return None
 
     async def boot_log(self, lease_id: str) -> str:
         """See `Cloud`. OCI copies the console for each question, which takes some seconds."""
-        for region, found in await self._of_lease(lease_id):
-            for machine in servers.alive(found):
-                return await servers.boot_log(
-                    region, machine, Tags(site=self._site, lease=lease_id)
-                )
+        for region, machine in await self._alive(lease_id):
+            return await servers.boot_log(region, machine, Tags(site=self._site, lease=lease_id))
         return ""
-
-    async def remove(self, lease_id: str) -> bool:
-        """See `Cloud`."""
-        regions = await self._regions.all()
-        done = await asyncio.gather(*(self._remove(region, lease_id) for region in regions))
-        return all(done)
-
-    async def remove_others(self, lease_id: str) -> None:
-        """See `Cloud`. A launch that was moved to another place may have left one there."""
-        alive = [
-            (region, machine)
-            for region, found in await self._of_lease(lease_id)
-            for machine in servers.alive(found)
-        ]
-        for region, machine in alive[1:]:
-            await servers.remove(region, [machine])
-
-    async def things(self) -> list[Thing]:
-        """See `Cloud`. All regions must answer: a list with a hole would hide what is in it."""
-        regions = await self._regions.all()
-        found = await asyncio.gather(*(self._things(region) for region in regions))
-        return [thing for things in found for thing in things]
-
-    async def extended(self, tags: Tags) -> None:
-        """See `Cloud`."""
-        for region, found in await self._of_lease(tags.lease):
-            await servers.note_end(region, servers.alive(found), tags)
 
     async def volumes(self) -> list[Volume]:
         """See `Cloud`."""
@@ -153,37 +113,38 @@ class OCICloud(Cloud):
         made = await volumes.ready(region, self._section, tags, name, size_bytes, domain)
         return f"{region.name}/{made}"
 
-    async def attach(self, lease_id: str, volume: str) -> str:
+    async def networks(self) -> list[Network]:
         """See `Cloud`."""
-        for region, found in await self._of_lease(lease_id):
-            for machine in servers.alive(found):
-                return await volumes.attach(region, machine, volume.rpartition("/")[2])
-        raise NotFound("The machine is gone.", hint="Start it again with its volume.")
+        found = await self._of_each(lambda region: named_networks.networks(region, self._site))
+        return [one for _, networks in found for one in networks]
 
-    async def remove_volume(self, volume: str) -> None:
+    async def make_network(self, tags: Tags, name: str, cidr: str, region: str) -> None:
+        """See `Cloud`. A VCN of its own."""
+        where = await self._regions.named(region) if region else (await self._regions.all())[0]
+        await self._named_of(where, name).make(cidr)
+
+    async def named_network(self, name: str, place: str) -> str:
         """See `Cloud`."""
-        name, _, one = volume.rpartition("/")
-        await volumes.remove(await self._regions.named(name), one)
+        region, _ = await self._at(place)
+        return await self._named_of(region, name).ready("")
 
-    async def close(self) -> None:
+    async def remove_network(self, name: str) -> bool:
         """See `Cloud`."""
-        self._regions.close()
+        gone = await self._of_each(lambda region: self._named_of(region, name).remove())
+        return all(left for _, left in gone)
 
-    async def _at(self, place: str) -> tuple[Region, str]:
-        name, _, domain = place.partition("/")
-        return await self._regions.named(name), domain
+    def _named_of(self, region: Region, name: str) -> NamedNetwork:
+        key = region.name, name
+        if key not in self._named:
+            if len(self._named) >= _REMEMBERED:
+                self._named.clear()
+            self._named[key] = NamedNetwork(region, self._section, self._site, name)
+        return self._named[key]
 
     def _network_of(self, region: Region) -> Networks:
         if region.name not in self._networks:
             self._networks[region.name] = Networks(region, self._section, self._site)
         return self._networks[region.name]
-
-    async def _of_lease(self, lease_id: str) -> list[tuple[Region, list[tuple[Any, Tags]]]]:
-        regions = await self._regions.all()
-        found = await asyncio.gather(
-            *(servers.of_lease(region, self._site, lease_id) for region in regions)
-        )
-        return list(zip(regions, found, strict=True))
 
     async def _address(self, region: Region, machine: Any) -> str:
         known = self._addresses.get(str(machine.id), "")
@@ -195,7 +156,38 @@ class OCICloud(Cloud):
             self._addresses[str(machine.id)] = known
         return known
 
-    async def _remove(self, region: Region, lease_id: str) -> bool:
+    async def _shapes_of(self, region: Region) -> list[Shape]:
+        return await shapes.shapes(region, self._section)
+
+    async def _alive_of(self, region: Region, lease_id: str) -> list[Any]:
+        return servers.alive(await servers.of_lease(region, self._site, lease_id))
+
+    async def _end_of(self, region: Region, machine: Any) -> None:
+        await servers.remove(region, [machine])
+
+    async def _note_end_of(self, region: Region, machine: Any, tags: Tags) -> None:
+        await servers.note_end(region, [machine], tags)
+
+    async def _attach_of(self, region: Region, machine: Any, volume: str) -> str:
+        return await volumes.attach(region, machine, volume)
+
+    async def _remove_volume_of(self, region: Region, volume: str) -> None:
+        await volumes.remove(region, volume)
+
+    async def _sites_of(self, region: Region) -> set[str]:
+        """Return those of machines, volumes and networks: of what else there is, one of these is
+        the reason."""
+        there = region.compartment
+        lists = await asyncio.gather(
+            region.listed("compute", "list_instances", there),
+            region.listed("disks", "list_volumes", compartment_id=there),
+            region.listed("network", "list_vcns", there),
+        )
+        return {
+            tags.site for found in lists for one in found if (tags := of(one)) and not gone(one)
+        }
+
+    async def _remove_of(self, region: Region, lease_id: str) -> bool:
         network = self._network_of(region)
         machines = await servers.of_lease(region, self._site)
         own = [(one, tags) for one, tags in machines if tags.lease == lease_id]
@@ -211,7 +203,7 @@ class OCICloud(Cloud):
         found = await region.listed("compute", "list_console_histories", region.compartment)
         return [one for one in of_site(found, self._site, lease_id) if not leaving(one[0])]
 
-    async def _things(self, region: Region) -> list[Thing]:
+    async def _things_of(self, region: Region) -> list[Thing]:
         machines, disks, histories, networks = await asyncio.gather(
             servers.of_lease(region, self._site),
             volumes.of_region(region, self._site),

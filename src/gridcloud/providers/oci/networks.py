@@ -20,7 +20,7 @@ from gridcloud.model.things import SHARED, Tags, Thing
 from gridcloud.providers.oci.asking import Region
 from gridcloud.providers.oci.errors import code_of, held
 from gridcloud.providers.oci.section import OCISection
-from gridcloud.providers.oci.tagging import gone, leaving, of_site
+from gridcloud.providers.oci.tagging import called, gone, leaving, of_site
 
 _FRESH_SECONDS = 20.0
 _EVERYWHERE, _TCP, _SSH = "0.0.0.0/0", "6", 22
@@ -39,8 +39,8 @@ class Networks:
 
     def __init__(self, region: Region, section: OCISection, site: str) -> None:
         self._region, self._section = region, section
-        self._shared = Tags(site=site, lease=SHARED)
-        self._name = f"gridcloud-{site}"
+        self._tags = Tags(site=site, lease=SHARED)
+        self._name, self._range = f"gridcloud-{site}", section.subnet
         self._lock = asyncio.Lock()
         #: Part of the tokens of calls that make something: the same until the network is removed.
         self._era = new_id(16)
@@ -107,9 +107,9 @@ class Networks:
         """Return everything here that carries this site's tag. None of it costs."""
         listed = await asyncio.gather(*(self._listed(method) for method in _KINDS.values()))
         return [
-            Thing(kind=kind, id=str(one.id), tags=tags, costs=False)
+            Thing(kind=kind, id=str(one.id), tags=tags, costs=False, name=called(one))
             for kind, found in zip(_KINDS, listed, strict=True)
-            for one, tags in of_site(found, self._shared.site)
+            for one, tags in of_site(found, self._tags.site)
             if not gone(one)
         ]
 
@@ -132,10 +132,10 @@ class Networks:
             made = await self._made(
                 "vcn",
                 models.CreateVcnDetails(
-                    cidr_blocks=[self._section.subnet],
+                    cidr_blocks=[self._range],
                     compartment_id=self._region.compartment,
                     display_name=self._name,
-                    freeform_tags=self._shared.written(),
+                    freeform_tags=self._written(),
                 ),
             )
             # Somebody else may have made one at the same time.
@@ -162,7 +162,7 @@ class Networks:
             models.CreateInternetGatewayDetails(
                 compartment_id=self._region.compartment,
                 display_name=self._name,
-                freeform_tags=self._shared.written(),
+                freeform_tags=self._written(),
                 is_enabled=True,
                 vcn_id=vcn,
             ),
@@ -180,7 +180,7 @@ class Networks:
             models.CreateRouteTableDetails(
                 compartment_id=self._region.compartment,
                 display_name=self._name,
-                freeform_tags=self._shared.written(),
+                freeform_tags=self._written(),
                 route_rules=[route],
                 vcn_id=vcn,
             ),
@@ -193,10 +193,10 @@ class Networks:
         made = await self._made(
             "subnet",
             models.CreateSubnetDetails(
-                cidr_block=self._section.subnet,
+                cidr_block=self._range,
                 compartment_id=self._region.compartment,
                 display_name=self._name,
-                freeform_tags=self._shared.written(),
+                freeform_tags=self._written(),
                 prohibit_public_ip_on_vnic=self._section.address == "private",
                 route_table_id=table,
                 vcn_id=vcn,
@@ -214,7 +214,7 @@ class Networks:
                 models.CreateNetworkSecurityGroupDetails(
                     compartment_id=self._region.compartment,
                     display_name=self._name,
-                    freeform_tags=self._shared.written(),
+                    freeform_tags=self._written(),
                     vcn_id=vcn,
                 ),
             )
@@ -223,7 +223,7 @@ class Networks:
             "network", "list_network_security_group_security_rules", group
         )
         known = {str(one.source) for one in there if one.direction == "INGRESS"}
-        missing = [_in(source) for source in self._section.ssh_from if source not in known]
+        missing = [rule for rule in self._let_in() if rule.source not in known]
         if not any(one.direction == "EGRESS" for one in there):
             missing.append(
                 models.AddSecurityRuleDetails(
@@ -242,6 +242,16 @@ class Networks:
             )
         return group
 
+    def _let_in(self) -> list[models.AddSecurityRuleDetails]:
+        return [_in(source) for source in self._section.ssh_from]
+
+    def _is_mine(self, one: Any) -> bool:
+        """Whether a thing with this network's tags is part of it."""
+        return True
+
+    def _written(self) -> dict[str, str]:
+        return self._tags.written()
+
     async def _made(self, kind: str, details: Any) -> Any:
         token = f"{kind}-{self._era}"
         made = await self._region.ask("network", f"create_{kind}", details, opc_retry_token=token)
@@ -254,8 +264,9 @@ class Networks:
         """Return what is shared of a kind, in an order that is always the same."""
         return [
             one
-            for one, _ in of_site(await self._listed(method), self._shared.site, SHARED)
+            for one, _ in of_site(await self._listed(method), self._tags.site, self._tags.lease)
             if not gone(one)
+            and self._is_mine(one)
             and (leaving_too or not leaving(one))
             and vcn in {"", getattr(one, "vcn_id", "")}
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from gridcloud.model.things import Tags
+from gridcloud.model.things import NAME_TAG, Tags
 
 #: What is on its way out, or has gone; OCI shows such for hours.
 _LEAVING = frozenset({"TERMINATING", "TERMINATED", "DELETING", "DELETED"})
@@ -24,6 +24,11 @@ def of_site(found: Iterable[Any], site: str, lease_id: str = "") -> list[tuple[A
         if (tags := of(one)) and tags.site == site and lease_id in {"", tags.lease}
     ]
     return sorted(mine, key=lambda pair: (str(pair[0].time_created), str(pair[0].id)))
+
+
+def called(thing: Any) -> str:
+    """Return the name of the network that a thing is part of; empty if that has none."""
+    return str((thing.freeform_tags or {}).get(NAME_TAG, ""))
 
 
 def gone(thing: Any) -> bool:
