@@ -60,6 +60,8 @@ nightly: $(VENV)/.dev ## Hurt every cloud by faults and kills, RUNS=500 times ea
 	tests/testbeds/install
 	PYTHONPATH=tests $(BIN)/python -m testbeds.build
 	RUNS=$(or $(RUNS),500) SEED=$(SEED) $(PYTEST) -k faults --timeout 14400
+	tests/testbeds/install openstack
+	RUNS=$(or $(RUNS),500) SEED=$(SEED) $(BIN)/pytest -n 0 -m openstack -k faults --timeout 43200
 
 clean: ## Remove what these verbs made.
 	rm -rf $(VENV) build dist demo-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -455,7 +455,7 @@ def test_whoever_answers_a_dial_with_nonsense_is_given_up(seed):
         lambda key, _sign: key + bytes(64),
         lambda _key, _sign: bytes(96),
         lambda _key, _sign: b"\x01" + bytes(31) + b"\x01" + bytes(63),
-        lambda key, sign: key + sign(b"gridcloud-tls/1 client proof"),
+        lambda key, sign: key + sign(b"gridcloud-tls/2 client proof"),
         lambda key, sign: Identity.generate().key.encode()[:32] + sign(key),
     ],
     ids=["no signature", "nothing", "a weak key", "another text", "another key"],

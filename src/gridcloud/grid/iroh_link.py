@@ -28,7 +28,7 @@ from gridcloud.grid.transport import Path, PeerAddress
 
 log = structlog.get_logger()
 
-_ALPN = b"gridcloud/2"
+_ALPN = b"gridcloud/3"
 _HANDSHAKE_TIMEOUT = 10.0
 _CLOSE_TIMEOUT = 5.0
 _MAX_STREAMS = 96

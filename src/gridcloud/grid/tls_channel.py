@@ -25,8 +25,8 @@ from gridcloud.grid.identity import Identity, is_weak, short
 from gridcloud.grid.links import LinkDown
 from gridcloud.grid.transport import ByteStream
 
-_ALPN = "gridcloud-tls/1"
-_LABEL = b"gridcloud-tls/1 client proof"
+_ALPN = "gridcloud-tls/2"
+_LABEL = b"gridcloud-tls/2 client proof"
 _NONCE_BYTES = 32
 _KEY_BYTES = 32
 _SIGNATURE_BYTES = 64

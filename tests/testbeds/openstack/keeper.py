@@ -60,7 +60,9 @@ class Keeper:
         """Start everything, say so, and return when nobody uses it any more."""
         for folder in (self.state, self.logs, self.etc, self.run / "servers", self.run / "volumes"):
             folder.mkdir(parents=True)
-        (self.state / "locks").mkdir()
+        # Nobody is sure to make these before the first who needs them.
+        for name in ("locks", "glance", "nova", "neutron", "cinder"):
+            (self.state / name).mkdir()
         configuration.write(self.etc, self.state, self.venv, HERE / "inside")
         if self.template.is_dir():
             shutil.copytree(self.template, self.state, symlinks=True, dirs_exist_ok=True)

@@ -211,6 +211,7 @@ def _await_end(folder: Path) -> None:
                 return
         time.sleep(0.1)
     if not _kept(folder):
+        _free_volumes(folder / "run")
         shutil.rmtree(folder / "run", ignore_errors=True)
 
 
@@ -230,6 +231,7 @@ def _start(folder: Path) -> None:
 def _launch(folder: Path, template: Path, venv: Path, root: Path) -> int | None:
     """Start a keeper; return None once it is ready, or what it ended with."""
     run = folder / "run"
+    _free_volumes(run)
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
     with (folder / "keeper.lock").open("a") as lock, (folder / "keeper.log").open("wb") as log:
@@ -258,6 +260,17 @@ def _launch(folder: Path, template: Path, venv: Path, root: Path) -> int | None:
         keeper.wait()
         raise
     return keeper.poll()
+
+
+def _free_volumes(run: Path) -> None:
+    """Give the loop devices of volumes back that were attached when a run ended: they are of the
+    host, not of the namespaces."""
+    told = ["losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE"]
+    listed = subprocess.run(told, capture_output=True, text=True, check=False)
+    for line in listed.stdout.splitlines():
+        loop, _, file = line.partition(" ")
+        if file.strip().startswith(f"{run}/volumes/"):
+            subprocess.run(["losetup", "--detach", loop], check=False)
 
 
 def _await(file: Path, keeper: subprocess.Popen[bytes]) -> None:
@@ -346,6 +359,8 @@ _GUEST_SETTINGS = {
         "resize_rootfs: false\n"
         "growpart: {mode: 'off'}\n"
         "ssh_genkeytypes: [ed25519]\n"
+        # Any other would be generated at each boot, for seconds.
+        "locale: C.UTF-8\n"
         "apt: {preserve_sources_list: true}\n"
     ),
     "etc/hosts": "127.0.0.1 localhost\n",

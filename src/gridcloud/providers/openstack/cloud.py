@@ -120,8 +120,13 @@ class OpenStackCloud(Cloud):
     async def things(self) -> list[Thing]:
         """See `Cloud`. All regions must answer: a list with a hole would hide what is in it."""
         parts = await self._all()
-        found = await asyncio.gather(*(self._things(part) for part in parts))
+        found = await asyncio.gather(*(self._things(part, self._site) for part in parts))
         return [thing for things in found for thing in things]
+
+    async def sites(self) -> set[str]:
+        """See `Cloud`."""
+        found = await asyncio.gather(*(self._things(part, "") for part in await self._all()))
+        return {thing.tags.site for things in found for thing in things}
 
     async def extended(self, tags: Tags) -> None:
         """See `Cloud`."""
@@ -154,7 +159,7 @@ class OpenStackCloud(Cloud):
         return f"{part.region.name}/{made}"
 
     async def attach(self, lease_id: str, volume: str) -> str:
-        """See `Cloud`. The device is what nova says, which not every hypervisor keeps to."""
+        """See `Cloud`."""
         part, server = await self._machine(lease_id)
         if part is None:
             raise NotFound("The machine is gone.", hint="Start it again with its volume.")
@@ -219,11 +224,11 @@ class OpenStackCloud(Cloud):
             return True  # they use it
         return await part.networks.tidy(asked=lease_id == SHARED)
 
-    async def _things(self, part: _Part) -> list[Thing]:
+    async def _things(self, part: _Part, site: str) -> list[Thing]:
         machines, others, disks = await asyncio.gather(
-            servers.of_site(part.region, self._site),
-            part.networks.things(self._site),
-            volumes.of_site(part.region, self._site),
+            servers.of_site(part.region, site),
+            part.networks.things(site),
+            volumes.of_site(part.region, site),
         )
         return [*machines, *others, *(volumes.thing(one, tags) for one, tags in disks)]
 

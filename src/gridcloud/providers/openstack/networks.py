@@ -67,27 +67,28 @@ class Networks:
                 self._users.clear()
             if self._users:
                 return True
-            there = {kind: await self._mine(kind) for kind in ("routers", "networks")}
-            groups = await self._mine("security-groups")
-            for network in there["networks"]:
+            routers, networks, groups = await asyncio.gather(
+                *(self._mine(kind) for kind in ("routers", "networks", "security-groups"))
+            )
+            for network in networks:
                 if await self._in_use(network["id"]):
                     return True
-            for router in there["routers"]:
+            for router in routers:
                 await self._remove_router(router["id"])
-            for network in there["networks"]:
+            for network in networks:
                 await self._region.delete("network", f"/networks/{network['id']}")
             for group in groups:
                 await self._region.delete("network", f"/security-groups/{group['id']}")
-            return not any(there.values()) and not groups
+            return not (routers or networks or groups)
 
     async def things(self, site: str) -> list[Thing]:
-        """Return everything here that carries this site's tag."""
+        """Return everything here that carries a site's tag; if none is named, that of any site."""
         listed = await asyncio.gather(*(self._listed(kind) for kind in _KINDS))
         return [
             Thing(kind=name, id=one["id"], tags=tags, costs=name in {"address", "router"})
             for name, found in zip(_KINDS.values(), listed, strict=True)
             for one in found
-            if (tags := of_network(one)) and tags.site == site
+            if (tags := of_network(one)) and site in {"", tags.site}
         ]
 
     async def port(self, tags: Tags, name: str, network: str, group: str) -> str:
@@ -127,13 +128,17 @@ class Networks:
 
     async def _found(self) -> str:
         """Return what `ready` does if all of it is there and complete, else nothing."""
-        group, network = "", ""
-        if not self._section.security_groups:
-            group = _complete(await self._mine("security-groups"))
-            if not group:
-                return ""
-        network = await self._own_network() or _complete(await self._mine("networks"))
-        return f"{network}/{group}" if network else ""
+        if self._section.security_groups:
+            network = await self._usable_network()
+            return f"{network}/" if network else ""
+        network, groups = await asyncio.gather(
+            self._usable_network(), self._mine("security-groups")
+        )
+        group = _complete(groups)
+        return f"{network}/{group}" if network and group else ""
+
+    async def _usable_network(self) -> str:
+        return await self._own_network() or _complete(await self._mine("networks"))
 
     async def _own_network(self) -> str:
         """Return the id of the settings' network, if they name one."""

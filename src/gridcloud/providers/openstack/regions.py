@@ -27,7 +27,8 @@ from gridcloud.providers.openstack.section import OpenStackSection
 _MICROVERSIONS = {"compute": "2.61", "volumev3": None, "network": None, "image": None}
 _VERSIONED = re.compile(r"/v\d+(\.\d+)?(/[0-9a-zA-Z_-]+)?/?$")
 _PATHS = {"network": "/v2.0", "image": "/v2"}
-_REQUEST_SECONDS = 30.0
+#: A busy cloud's network service may take most of it to make a router.
+_REQUEST_SECONDS = 50.0
 _TOKEN_SECONDS = 30.0
 _TOKEN_LIMIT = 64 * 1024
 _PAGE = 1000
@@ -205,6 +206,8 @@ def _logged_in(section: OpenStackSection, name: str) -> tuple[CloudRegion, Sessi
     try:
         found = OpenStackConfig(config_files=files, app_name="gridcloud").get_one(**more)
         session = found.get_session()
+        # Else logging in, and looking for a service's versions, could take for ever.
+        session.timeout = session.timeout or _REQUEST_SECONDS
         if with_token:
             arguments = {k: v for k, v in found.get_auth_args().items() if k != "access_token"}
             session.auth = _WithToken(section, **arguments)

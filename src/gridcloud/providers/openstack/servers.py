@@ -46,12 +46,12 @@ async def of_lease(region: Region, site: str, lease_id: str) -> list[Json]:
 
 
 async def of_site(region: Region, site: str) -> list[Thing]:
-    """Return all machines of a site."""
+    """Return all machines of a site; if none is named, those of all sites."""
     found = await region.listed("compute", "/servers/detail", "servers")
     return [
         Thing(kind=MACHINE, id=one["id"], tags=tags)
         for one in found
-        if one.get("status") not in _GONE and (tags := of_server(one)) and tags.site == site
+        if one.get("status") not in _GONE and (tags := of_server(one)) and site in {"", tags.site}
     ]
 
 

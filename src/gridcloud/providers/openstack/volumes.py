@@ -21,12 +21,12 @@ _USED = frozenset({"in-use", "attaching", "detaching", "reserved"})
 
 
 async def of_site(region: Region, site: str) -> list[tuple[Json, Tags]]:
-    """Return the volumes of a site; none where the region has no cinder."""
+    """Return the volumes of a site (if none is named, of all); none where there is no cinder."""
     if not await region.offers(_SERVICE):
         return []
     found = await region.listed(_SERVICE, "/volumes/detail", "volumes")
     tagged = ((one, of_server(one)) for one in found)
-    mine = [(one, tags) for one, tags in tagged if tags and tags.site == site]
+    mine = [(one, tags) for one, tags in tagged if tags and site in {"", tags.site}]
     return sorted(mine, key=lambda pair: (str(pair[0].get("created_at")), pair[0]["id"]))
 
 
@@ -96,7 +96,7 @@ async def ready(
 
 
 async def attach(region: Region, server: str, volume: str) -> str:
-    """Attach a volume to a machine, and wait until it is; return its device there. Idempotent."""
+    """Attach a volume to a machine, and wait until it is; return what `device` does. Idempotent."""
     path = f"/servers/{server}/os-volume_attachments"
     answer = await region.get("compute", path)
     attachments = answer.get("volumeAttachments")
@@ -111,7 +111,20 @@ async def attach(region: Region, server: str, volume: str) -> str:
         if status.startswith("error") or asyncio.get_running_loop().time() > until:
             raise Unavailable(f"A volume is {status}, and not attached.", hint="It is tried again.")
         await asyncio.sleep(_LOOK_SECONDS)
-    return str(found.get("device") or "")
+    return device(str(found.get("device") or ""), volume)
+
+
+def device(told: str, volume: str) -> str:
+    """Return the file by which an attached volume is surely found.
+
+    What nova tells is a guess: hypervisors name disks in an order of their own. But KVM gives them
+    the volume's id as serial number, and virtio keeps 20 characters of that.
+    """
+    if told.startswith("/dev/vd"):
+        return f"/dev/disk/by-id/virtio-{volume[:20]}"
+    if told.startswith("/dev/sd"):
+        return f"/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{volume}"
+    return told
 
 
 async def remove(region: Region, volume: str) -> None:

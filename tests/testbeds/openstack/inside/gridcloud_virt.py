@@ -26,6 +26,13 @@ def run(*argv, check=True):
     return subprocess.run(argv, check=check, capture_output=True, text=True).returncode
 
 
+def free(path):
+    """Give the loop devices of a file back to the host."""
+    listed = subprocess.check_output(["losetup", "-j", path, "-nO", "NAME"], text=True)
+    for loop in listed.split():
+        run("losetup", "--detach", loop, check=False)
+
+
 class Namespaces(fake.FakeDriver):
     """Nova's own fake driver keeps the books; this adds the processes."""
 
@@ -77,9 +84,12 @@ class Namespaces(fake.FakeDriver):
         (folder / "image").write_text(image_meta.name)
         self._start(instance, network_info)
 
-    def destroy(self, context, instance, network_info, *args, **more):
+    def destroy(self, context, instance, network_info, block_device_info=None, *args, **more):
         self._stop(instance)
-        super().destroy(context, instance, network_info, *args, **more)
+        super().destroy(context, instance, network_info, block_device_info, *args, **more)
+        for disk in driver.block_device_info_get_mapping(block_device_info):
+            if disk["connection_info"]:  # there is none before it is attached
+                free(disk["connection_info"]["data"]["device_path"])
         run("rm", "-rf", "--one-file-system", str(SERVERS / instance.uuid), check=False)
 
     def power_off(self, instance, timeout=0, retry_interval=0):
@@ -111,15 +121,19 @@ class Namespaces(fake.FakeDriver):
         self._within(instance, "rm", "-f", mountpoint)
         major, minor = str(os.major(number)), str(os.minor(number))
         self._within(instance, "mknod", "-m", "660", mountpoint, "b", major, minor)
+        # As udev does for what KVM gives to a machine.
+        links = Path("/dev/disk/by-id")
+        self._within(instance, "mkdir", "-p", str(links))
+        volume = connection_info["serial"]
+        for link in (f"virtio-{volume[:20]}", f"scsi-0QEMU_QEMU_HARDDISK_{volume}"):
+            self._within(instance, "ln", "-sfn", mountpoint, str(links / link))
 
     def detach_volume(self, context, connection_info, instance, mountpoint, encryption=None):
         super().detach_volume(context, connection_info, instance, mountpoint, encryption)
         path = connection_info["data"]["device_path"]
         self._within(instance, "umount", "--lazy", mountpoint)
         self._within(instance, "rm", "-f", mountpoint)
-        listed = subprocess.check_output(["losetup", "-j", path, "-nO", "NAME"], text=True)
-        for loop in listed.split():
-            run("losetup", "--detach", loop, check=False)
+        free(path)
 
     def _folder(self, instance):
         folder = SERVERS / instance.uuid
