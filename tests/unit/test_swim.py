@@ -87,6 +87,22 @@ def test_all_of_a_small_grid_are_met_soon():
     assert set(table.swim.alive()) == table.up
 
 
+def test_the_rest_waits_while_none_of_the_first_has_answered():
+    """Where all are slow, as when a whole host starts, to ask everybody would make it worse."""
+    table = Table(30)
+    table.do(table.swim.tick(table.now))
+    first = {action.key for _, action in table.asked}
+    assert len(first) == 3
+    table.pending.clear()
+    table.pass_time(3)
+    assert len(table.asked) == 3
+    table.do(table.swim.answered(min(first), table.now, 3.0))
+    table.pass_time(0.8)
+    assert len(table.asked) <= 5
+    table.pass_time(2)
+    assert table.up - first <= {action.key for _, action in table.asked}
+
+
 def test_who_says_a_moment_ago_that_it_is_there_need_not_be_dialled():
     """Its signed word counts whoever brought it; while such words come, the others get time."""
     table = Table(30)
@@ -149,7 +165,7 @@ def test_news_goes_to_a_few_peers_to_which_there_is_a_link():
 def test_peers_are_probed_in_turn_and_none_is_forgotten():
     """Each is looked at once a round: after two rounds everyone was, at least twice."""
     table = Table(10)
-    table.pass_time(1)
+    table.pass_time(3)
     table.asked.clear()
     table.pass_time(2 * 10 * 0.5 * 1.2)
     assert all(2 <= len(table.probes(key)) <= 4 for key in table.up)

@@ -33,8 +33,8 @@ HELPERS = 3
 #: How many peers are told of news at a time, how soon, and how often. More seldom in large grids.
 TOLD = 4
 _TELL_AFTER, _TELL_EVERY = 0.05, 0.2
-#: So many new peers are met at once. The rest only later: their word may come before, and while
-#: such words come, there is still time, up to an end.
+#: So many new peers are met at once. The rest only so long after one of these has answered: their
+#: word may come before, and while such words come, there is still time, up to an end.
 _MET_FIRST, _REST_AFTER, _WORD_ADDS, _REST_AT_LAST = 3, 1.0, 0.5, 4.0
 #: How often at most a site says anew that it is there; more seldom in large grids.
 _SPEAK_EVERY = 10.0
@@ -141,8 +141,9 @@ class Swim:
     _probing: set[str] = field(default_factory=set)
     _urgent: OrderedDict[str, None] = field(default_factory=OrderedDict)
     _unmet: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    _meet_rest_at: float | None = None
-    _meet_rest_by: float = 0.0
+    _first: set[str] = field(default_factory=set)
+    _meet_rest_at: float = math.inf
+    _meet_rest_by: float = math.inf
     _tell_at: float | None = None
     _told_at: float = -math.inf
     _speak_from: float = -math.inf
@@ -190,7 +191,7 @@ class Swim:
         if self._urgent and len(self._probing) < self._in_flight:
             times.append(now + 0.05)
         if self._unmet and len(self._probing) < self._in_flight:
-            times.append(max(now + 0.05, self._meet_rest_at or 0.0))
+            times.append(max(now + 0.05, min(self._meet_rest_at, self._meet_rest_by)))
         return max(now, min(times))
 
     # Events
@@ -273,9 +274,7 @@ class Swim:
         if seen.state is PeerState.ALIVE:
             return []
         seen.direct, seen.met = seen.state is PeerState.UNKNOWN, False
-        if self._meet_rest_at is not None:
-            later = max(self._meet_rest_at, now + _WORD_ADDS * self.slowness)
-            self._meet_rest_at = min(later, self._meet_rest_by)
+        self._meet_rest_at = max(self._meet_rest_at, now + _WORD_ADDS * self.slowness)
         return self._lives(key, now)
 
     def _doubted(self, now: float) -> list[Action]:
@@ -394,17 +393,22 @@ class Swim:
         """Meet a few peers, and the rest of them once they had time to say that they are there."""
         most = len(self._unmet)
         if not most:
-            self._meet_rest_at = None
-        elif self._meet_rest_at is None:
-            self._meet_rest_at, most = now + _REST_AFTER * self.slowness, _MET_FIRST
+            self._first.clear()
+            self._meet_rest_at = self._meet_rest_by = math.inf
+            return
+        if not self._first:
+            most = _MET_FIRST
             self._meet_rest_by = now + _REST_AT_LAST * self.slowness
-        elif now < self._meet_rest_at:
+        elif self._meet_rest_at == math.inf and not self._first <= self._probing:
+            self._meet_rest_at = now + _REST_AFTER * self.slowness
+        if self._first and now < min(self._meet_rest_at, self._meet_rest_by):
             return
         for _ in range(min(most, len(self._unmet), self._in_flight - len(self._probing))):
             if not self._urgent_rate.try_take(1, now):
                 break
-            first, _none = self._unmet.popitem(last=False)
-            self._probe(first, now, actions)
+            next_one, _none = self._unmet.popitem(last=False)
+            self._first.add(next_one)
+            self._probe(next_one, now, actions)
 
     def _met(self, key: str, now: float) -> list[Action]:
         """Take note of what the peer said to us; one that we thought dead may have thought so."""
@@ -483,7 +487,9 @@ class Swim:
                 key = self._rota[self._turn]
                 self._turn += 1
                 state = self.seen(key).state
-                if key not in self._gone and state in (PeerState.ALIVE, PeerState.UNKNOWN):
+                if key in self._gone or key in self._unmet:
+                    continue
+                if state in (PeerState.ALIVE, PeerState.UNKNOWN):
                     return key
             self._rota = [key for key in self._rota if key not in self._gone]
             self._gone.clear()
