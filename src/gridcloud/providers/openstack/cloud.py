@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from gridcloud.errors import InvalidSpec, NotFound, Unavailable
 from gridcloud.model.shape import Headroom, Shape
-from gridcloud.model.things import SHARED, Tags, Thing, Volume
+from gridcloud.model.things import SHARED, Network, Tags, Thing, Volume
 from gridcloud.providers.cloud.clouds import Build, Cloud, Image, Server
 from gridcloud.providers.openstack import flavors, images, servers, volumes
+from gridcloud.providers.openstack.named_networks import NamedNetwork, named
 from gridcloud.providers.openstack.networks import Networks
 from gridcloud.providers.openstack.regions import Region, Regions
 from gridcloud.providers.openstack.section import OpenStackSection
@@ -29,6 +30,7 @@ class _Part:
     networks: Networks
     zones: tuple[str, ...] = ()
     flavors: dict[str, str] = field(default_factory=dict)
+    named: dict[str, NamedNetwork] = field(default_factory=dict)
 
 
 class OpenStackCloud(Cloud):
@@ -38,6 +40,7 @@ class OpenStackCloud(Cloud):
     made at once the later is removed. A machine that is off stays, and counts, until it is removed.
     """
 
+    names_networks: ClassVar[bool] = True
     #: Nova takes 65535 characters of base64.
     user_data_limit = 65535 // 4 * 3
 
@@ -81,6 +84,28 @@ class OpenStackCloud(Cloud):
         """See `Cloud`. One network serves all machines of this site in a region."""
         part, _ = await self._at(place)
         return await part.networks.ready(tags.lease)
+
+    async def networks(self) -> list[Network]:
+        """See `Cloud`. All regions must answer."""
+        parts = await self._all()
+        found = await asyncio.gather(*(named(part.region, self._site) for part in parts))
+        return [network for networks in found for network in networks]
+
+    async def make_network(self, tags: Tags, name: str, cidr: str, region: str) -> None:
+        """See `Cloud`. Refused where the settings name a network for all machines."""
+        part = await self._part(region) if region else (await self._all())[0]
+        await self._named(part, name).make(cidr)
+
+    async def named_network(self, name: str, place: str) -> str:
+        """See `Cloud`."""
+        part, _ = await self._at(place)
+        return await self._named(part, name).found()
+
+    async def remove_network(self, name: str) -> bool:
+        """See `Cloud`."""
+        parts = await self._all()
+        gone = await asyncio.gather(*(self._named(part, name).remove_all() for part in parts))
+        return all(gone)
 
     async def create(self, build: Build) -> str:
         """See `Cloud`. With a floating address, that and its port are made before the machine."""
@@ -185,6 +210,11 @@ class OpenStackCloud(Cloud):
             networks = Networks(region, self._section, self._site)
             self._parts[region.name] = _Part(region, networks)
         return self._parts[region.name]
+
+    def _named(self, part: _Part, name: str) -> NamedNetwork:
+        if name not in part.named:
+            part.named[name] = NamedNetwork(part.region, self._section, self._site, name)
+        return part.named[name]
 
     async def _at(self, place: str) -> tuple[_Part, str]:
         region, _, zone = place.partition("/")

@@ -12,7 +12,7 @@ import contextlib
 from ipaddress import ip_network
 
 from gridcloud.errors import Conflict, InvalidSpec, NotFound, Unavailable
-from gridcloud.model.things import SHARED, Tags, Thing
+from gridcloud.model.things import NAME_TAG, SHARED, Tags, Thing
 from gridcloud.providers.openstack.errors import not_understood
 from gridcloud.providers.openstack.regions import Json, Region
 from gridcloud.providers.openstack.section import OpenStackSection
@@ -38,6 +38,8 @@ class Networks:
         self._region, self._section = region, section
         self._shared = Tags(site=site, lease=SHARED)
         self._name = f"gridcloud-{site}"
+        #: What the descriptions of what is made here tell besides.
+        self._told: dict[str, str] = {}
         self._lock = asyncio.Lock()
         #: Leases for which the network was asked for, and that were not removed yet.
         self._users: set[str] = set()
@@ -67,25 +69,20 @@ class Networks:
                 self._users.clear()
             if self._users:
                 return True
-            routers, networks, groups = await asyncio.gather(
-                *(self._mine(kind) for kind in ("routers", "networks", "security-groups"))
-            )
-            for network in networks:
-                if await self._in_use(network["id"]):
-                    return True
-            for router in routers:
-                await self._remove_router(router["id"])
-            for network in networks:
-                await self._region.delete("network", f"/networks/{network['id']}")
-            for group in groups:
-                await self._region.delete("network", f"/security-groups/{group['id']}")
-            return not (routers or networks or groups)
+            left = await self._take_down()
+            return left is None or left
 
     async def things(self, site: str) -> list[Thing]:
         """Return everything here that carries a site's tag; if none is named, that of any site."""
         listed = await asyncio.gather(*(self._listed(kind) for kind in _KINDS))
         return [
-            Thing(kind=name, id=one["id"], tags=tags, costs=name in {"address", "router"})
+            Thing(
+                kind=name,
+                id=one["id"],
+                tags=tags,
+                costs=name in {"address", "router"},
+                name=words(one).get(NAME_TAG, ""),
+            )
             for name, found in zip(_KINDS.values(), listed, strict=True)
             for one in found
             if (tags := of_network(one)) and site in {"", tags.site}
@@ -214,9 +211,18 @@ class Networks:
     async def _make_group(self) -> str:
         found = await self._mine("security-groups")
         group = found[0]["id"] if found else await self._post("security-groups", self._labels())
-        for source in self._section.ssh_from:
-            rule = {
-                "security_group_id": group,
+        for rule in self._rules(group):
+            body = {"security_group_rule": rule | {"security_group_id": group}}
+            with contextlib.suppress(Conflict):  # it is there already
+                await self._region.ask("network", "POST", "/security-group-rules", body)
+        await self._mark("security-groups", group)
+        return group
+
+    def _rules(self, group: str) -> list[Json]:
+        """Return what a security group lets in: SSH, from where the settings say."""
+        del group
+        return [
+            {
                 "direction": "ingress",
                 "ethertype": f"IPv{ip_network(source).version}",
                 "protocol": "tcp",
@@ -224,12 +230,8 @@ class Networks:
                 "port_range_max": 22,
                 "remote_ip_prefix": source,
             }
-            with contextlib.suppress(Conflict):  # it is there already
-                await self._region.ask(
-                    "network", "POST", "/security-group-rules", {"security_group_rule": rule}
-                )
-        await self._mark("security-groups", group)
-        return group
+            for source in self._section.ssh_from
+        ]
 
     async def _make_network(self) -> str:
         found = await self._mine("networks")
@@ -269,6 +271,22 @@ class Networks:
             path = f"/routers/{router}/add_router_interface"
             await self._region.ask("network", "PUT", path, {"subnet_id": subnet})
 
+    async def _take_down(self) -> bool | None:
+        """Remove router, network and group; return whether none was left, None if in use."""
+        routers, networks, groups = await asyncio.gather(
+            *(self._mine(kind) for kind in ("routers", "networks", "security-groups"))
+        )
+        for network in networks:
+            if await self._in_use(network["id"]):
+                return None
+        for router in routers:
+            await self._remove_router(router["id"])
+        for network in networks:
+            await self._region.delete("network", f"/networks/{network['id']}")
+        for group in groups:
+            await self._region.delete("network", f"/security-groups/{group['id']}")
+        return not (routers or networks or groups)
+
     async def _remove_router(self, router: str) -> None:
         for port in await self._listed("ports", device_id=router):
             if port.get("device_owner") == "network:router_gateway":
@@ -279,11 +297,12 @@ class Networks:
         await self._region.delete("network", f"/routers/{router}")
 
     def _labels(self) -> Json:
-        return {"name": self._name, "description": described(self._shared)}
+        return {"name": self._name, "description": described(self._shared, **self._told)}
 
     async def _mark(self, kind: str, one: str) -> None:
         """Say that all of it is there."""
-        body = {_one(kind): {"description": described(self._shared, **{_READY: "yes"})}}
+        told = described(self._shared, **self._told, **{_READY: "yes"})
+        body = {_one(kind): {"description": told}}
         await self._region.ask("network", "PUT", f"/{kind}/{one}", body)
 
     async def _post(self, kind: str, wanted: Json) -> str:

@@ -47,9 +47,22 @@ async def of_lease(region: Region, site: str, lease_id: str) -> list[Json]:
 
 async def of_site(region: Region, site: str) -> list[Thing]:
     """Return all machines of a site; if none is named, those of all sites."""
+    return [
+        Thing(kind=MACHINE, id=one["id"], tags=tags) for one, tags in await _tagged(region, site)
+    ]
+
+
+async def may_be_in(region: Region, site: str, network: str) -> bool:
+    """Say whether a machine of a site is in a network, or may come to be: nova gives a machine
+    its port only while it is built."""
+    found = [one.get("addresses") for one, _ in await _tagged(region, site)]
+    return any(not addresses or network in addresses for addresses in found)
+
+
+async def _tagged(region: Region, site: str) -> list[tuple[Json, Tags]]:
     found = await region.listed("compute", "/servers/detail", "servers")
     return [
-        Thing(kind=MACHINE, id=one["id"], tags=tags)
+        (one, tags)
         for one in found
         if one.get("status") not in _GONE and (tags := of_server(one)) and site in {"", tags.site}
     ]
