@@ -110,8 +110,8 @@ def nothing_left(lender):
 def test_the_lender_is_killed_while_the_job_runs(lend, tmp_path):
     """The sandbox goes on; the lender started again lets its guest back in at the same address."""
     borrower, lender = lend()
-    job = submit(borrower, STEPS, outputs=("r.txt",), into=str(tmp_path / "out"))
     before = lender.cli("site", "show", "--json").stdout
+    job = submit(borrower, STEPS, outputs=("r.txt",), into=str(tmp_path / "out"))
     lender.kill()
     assert lender.left()
     lender.start()

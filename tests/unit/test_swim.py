@@ -195,9 +195,11 @@ def test_who_answers_through_others_lives_but_is_not_direct():
     table.pass_time(20)
     assert table.state("p3") is PeerState.ALIVE
     assert not table.swim.seen("p3").direct
+    changes = table.swim.changes
     table.up.add("p3")
     table.pass_time(10)
     assert table.swim.seen("p3").direct
+    assert table.swim.changes > changes  # its offers count again, and who waits is woken
 
 
 def test_the_dead_are_redialled_for_ever_and_one_answer_has_all_of_them_tried():

@@ -78,6 +78,7 @@ class Gossip:
         self.exchanges = Exchanges(directory, caller, clock, chance)
         self._peers: set[str] = set()
         self._telling: set[str] = set()
+        self._told_changes = 0
         self._members_changed = True
         self._problems: dict[str, str] = {}
         self._heard_at: dict[str, datetime] = {}
@@ -282,12 +283,14 @@ class Gossip:
                     log.info("peer", key=short(key), state=str(state))
                     for circle in self.exchanges.circles.values():
                         circle.rumour(key, state)
-                    self.on_change()
                 case Tell(to):
                     for key in to:
                         self._begin(self._tell(key))
                 case Speak():
                     self._begin(self._speak())
+        if self.swim.changes != self._told_changes:
+            self._told_changes = self.swim.changes
+            self.on_change()
 
     async def _tell(self, key: str) -> None:
         if key in self._telling:

@@ -127,7 +127,7 @@ class Swim:
     """The machine. ``chance`` decides all that is random."""
 
     chance: random.Random
-    #: Grows with every change of a state.
+    #: Grows with every change of a state, and of what is reached by ourselves.
     changes: int = 0
     #: How many times longer this site waits for all: 1 while its host lets it run when it wants to.
     slowness: float = 1.0
@@ -273,7 +273,8 @@ class Swim:
         seen = self._of(key)
         if seen.state is PeerState.ALIVE:
             return []
-        seen.direct, seen.met = seen.state is PeerState.UNKNOWN, False
+        seen.met = False
+        self._reached(seen, directly=seen.state is PeerState.UNKNOWN)
         self._meet_rest_at = max(self._meet_rest_at, now + _WORD_ADDS * self.slowness)
         return self._lives(key, now)
 
@@ -294,7 +295,7 @@ class Swim:
             seen.latency = took
         elif seen.state is PeerState.ALIVE and seen.direct:
             seen.latency = 0.75 * seen.latency + 0.25 * took
-        seen.direct = True
+        self._reached(seen, directly=True)
         return self._met(key, now)
 
     def failed(self, key: str, now: float) -> list[Action]:
@@ -322,7 +323,8 @@ class Swim:
             return []
         self._probing.discard(key)
         seen = self._of(key)
-        seen.direct, seen.met = False, False
+        seen.met = False
+        self._reached(seen, directly=False)
         return self._lives(key, now)
 
     def unvouched(self, key: str, now: float) -> list[Action]:
@@ -370,6 +372,10 @@ class Swim:
 
     def _of(self, key: str) -> Seen:
         return self._seen.setdefault(key, Seen())
+
+    def _reached(self, seen: Seen, *, directly: bool) -> None:
+        self.changes += seen.direct is not directly
+        seen.direct = directly
 
     @property
     def _spread_out(self) -> float:
