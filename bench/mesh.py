@@ -36,7 +36,7 @@ _SITE, _IPV8 = (Path(__file__).with_name(name) for name in ("mesh_site.py", "ipv
 _INSIDE = "--in-namespace"
 _PATIENCE = 120.0
 _PEACE_SECONDS = 20.0
-MESH, KILLED, HEALED = "full mesh", "one killed, seen by all", "30 % parted, then healed"
+MESH, KILLED, HEALED = "all see all", "one killed, seen by all", "30 % parted, then healed"
 AIMS = {MESH: 2.0, KILLED: 6.0, HEALED: 3.0}
 JOINING = "all join at once, by codes"
 
