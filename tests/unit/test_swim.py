@@ -87,6 +87,17 @@ def test_all_of_a_small_grid_are_met_soon():
     assert set(table.swim.alive()) == table.up
 
 
+def test_new_peers_are_not_left_until_the_next_turn():
+    """Whoever carries out the machine is woken for them, and once they wait, for no earlier."""
+    swim = Swim(random.Random(1))
+    swim.tick(0.0)
+    for number in range(10):
+        swim.add(f"p{number}")
+    assert swim.wake_at(0.0) <= 0.05
+    swim.tick(0.05)
+    assert swim.wake_at(0.05) > 0.1
+
+
 def test_the_rest_waits_while_none_of_the_first_has_answered():
     """Where all are slow, as when a whole host starts, to ask everybody would make it worse."""
     table = Table(30)

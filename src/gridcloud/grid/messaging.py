@@ -234,6 +234,8 @@ class Channel:
             self._break(error)
         finally:
             self._sending = None
+            if self.broken and self._stream is not None:
+                self._stream.close()  # it may have been opened after all was given up
 
     async def _read(self, stream: ByteStream) -> None:
         key, frames = self._link.key, _Frames(stream, self._link.key)

@@ -191,7 +191,8 @@ class Swim:
         if self._urgent and len(self._probing) < self._in_flight:
             times.append(now + 0.05)
         if self._unmet and len(self._probing) < self._in_flight:
-            times.append(max(now + 0.05, min(self._meet_rest_at, self._meet_rest_by)))
+            rest = min(self._meet_rest_at, self._meet_rest_by) if self._first else now
+            times.append(max(now + 0.05, rest))
         return max(now, min(times))
 
     # Events

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from gridcloud.errors import Conflict, GridcloudError, InvalidSpec, NotFound
+from gridcloud.errors import Conflict, InvalidSpec, NotFound
 from gridcloud.model.accounts import NetworkInfo, NetworkReport
 from gridcloud.providers.base import NetworkKeeper, Provider
+from gridcloud.site.answers import put_together
 from gridcloud.store.leases import LeaseStore
 
 #: How long one provider may take to tell what it has.
@@ -27,15 +28,7 @@ class NetworkDesk:
         found = await asyncio.gather(
             *(self._of(name, keeper) for name, keeper in keepers.items()), return_exceptions=True
         )
-        networks: list[NetworkInfo] = []
-        problems: list[str] = []
-        for name, each in zip(keepers, found, strict=True):
-            if isinstance(each, GridcloudError | TimeoutError):
-                problems.append(f"{name}: {each or 'it did not answer in time'}")
-            elif isinstance(each, BaseException):
-                raise each
-            else:
-                networks += each
+        networks, problems = put_together(keepers, found)
         return NetworkReport(
             networks=tuple(networks), makers=tuple(keepers), problems=tuple(problems)
         )

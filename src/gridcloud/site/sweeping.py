@@ -15,6 +15,7 @@ from gridcloud.errors import GridcloudError
 from gridcloud.model.accounts import Fate, SweepReport, SweptThing
 from gridcloud.model.things import KEPT, NETWORK, SHARED, Tags
 from gridcloud.providers.base import MachineMaker, Neighbourly, NetworkKeeper, Provider
+from gridcloud.site.answers import put_together
 from gridcloud.store.leases import LeaseStore
 
 #: How long one provider may take to tell what it has.
@@ -83,15 +84,7 @@ async def _of_others(
 def _report(
     names: Mapping[str, object], found: list[list[SweptThing] | BaseException]
 ) -> SweepReport:
-    things: list[SweptThing] = []
-    problems: list[str] = []
-    for name, each in zip(names, found, strict=True):
-        if isinstance(each, GridcloudError | TimeoutError):
-            problems.append(f"{name}: {each or 'it did not answer in time'}")
-        elif isinstance(each, BaseException):
-            raise each
-        else:
-            things += each
+    things, problems = put_together(names, found)
     return SweepReport(things=tuple(things), problems=tuple(problems))
 
 

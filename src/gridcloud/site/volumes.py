@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from gridcloud.errors import Conflict, GridcloudError, InvalidSpec, NotFound
+from gridcloud.errors import Conflict, InvalidSpec, NotFound
 from gridcloud.model.accounts import VolumeInfo, VolumeReport
 from gridcloud.providers.base import Provider, VolumeKeeper
+from gridcloud.site.answers import put_together
 
 #: How long one provider may take to tell what it has.
 _PATIENCE_SECONDS = 60.0
@@ -25,15 +26,7 @@ class VolumeDesk:
         found = await asyncio.gather(
             *(self._of(name, keeper) for name, keeper in keepers.items()), return_exceptions=True
         )
-        volumes: list[VolumeInfo] = []
-        problems: list[str] = []
-        for name, each in zip(keepers, found, strict=True):
-            if isinstance(each, GridcloudError | TimeoutError):
-                problems.append(f"{name}: {each or 'it did not answer in time'}")
-            elif isinstance(each, BaseException):
-                raise each
-            else:
-                volumes += each
+        volumes, problems = put_together(keepers, found)
         return VolumeReport(volumes=tuple(volumes), problems=tuple(problems))
 
     async def make(self, name: str, size_bytes: int, provider: str) -> VolumeInfo:
